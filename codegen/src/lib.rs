@@ -1,0 +1,1 @@
+//! Generates ucrpc services and clients from .proto files.

@@ -1,0 +1,1 @@
+//! brpc's RPC protocol on every ucrpc transport.

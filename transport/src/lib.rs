@@ -1,0 +1,1 @@
+//! Edge-triggered message transport over UCX, TCP, Unix sockets and memory.

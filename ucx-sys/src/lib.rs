@@ -1,0 +1,1 @@
+//! FFI bindings to UCX (UCP), loaded at run time by default.
