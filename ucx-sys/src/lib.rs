@@ -1,5 +1,6 @@
 //! FFI bindings to UCX (UCP), loaded at run time by default.
 
+mod build_info;
 mod error;
 mod functions;
 mod inline;
@@ -27,6 +28,7 @@ mod bindings {
 }
 
 pub use bindings::*;
+pub use build_info::BuildInfo;
 pub use error::{Attempt, LoadError};
 pub use inline::*;
 pub use loader::{Ucx, load};
