@@ -126,3 +126,12 @@ pub fn stdout_of(run: impl FnOnce()) -> String {
         .expect("the pipe has no writer left");
     text
 }
+
+/// Whether this machine has an RDMA device or a GPU.
+pub fn has_rdma_or_gpu() -> bool {
+    let rdma = std::fs::read_dir("/sys/class/infiniband")
+        .is_ok_and(|mut devices| devices.next().is_some());
+    rdma || ["/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd"]
+        .iter()
+        .any(|path| std::path::Path::new(path).exists())
+}
