@@ -190,4 +190,30 @@ mod tests {
             Some(vec!["ucp_memh_pack"])
         );
     }
+
+    /// bindings.md has one row for every function.
+    #[test]
+    fn every_function_is_documented() {
+        let rows: Vec<&str> = include_str!("../bindings.md")
+            .lines()
+            .filter_map(|line| Some(line.strip_prefix("| `")?.split_once(" | ")?.0))
+            .flat_map(|names| names.split('`').filter(|name| name.starts_with("uc")))
+            .filter(|name| *name != "ucp_init")
+            .collect();
+        let optional = Functions::resolve(&|name| {
+            Functions::REQUIRED
+                .contains(&name)
+                .then_some(core::ptr::dangling_mut())
+        });
+        let mut functions = Functions::REQUIRED.to_vec();
+        functions.extend(
+            optional
+                .map(|found| found.missing_optional())
+                .expect("all required are there"),
+        );
+        for name in &functions {
+            assert_eq!(rows.iter().filter(|row| *row == name).count(), 1, "{name}");
+        }
+        assert_eq!(rows.len(), functions.len());
+    }
 }

@@ -61,7 +61,7 @@ impl std::fmt::Debug for Ucx {
 ///
 /// # Errors
 ///
-/// [`LoadError`]: switched off, not found, too old, or not a UCX.
+/// [`LoadError`]: switched off, not found, too old, not a UCX, or in conflict with one that is in the process.
 ///
 /// # Thread rules
 ///

@@ -135,3 +135,24 @@ pub fn has_rdma_or_gpu() -> bool {
         .iter()
         .any(|path| std::path::Path::new(path).exists())
 }
+
+/// Compiles `source` into a shared library of this name, which stands in for a UCX that this machine does not have; returns its path.
+pub fn library(name: &str, source: &str) -> std::path::PathBuf {
+    let folder = std::path::PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
+    std::fs::create_dir_all(&folder).expect("the target folder can be written to");
+    let (file, library) = (folder.join("lib.rs"), folder.join("libucp.so.0"));
+    std::fs::write(&file, source).expect("the target folder can be written to");
+    let output =
+        std::process::Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()))
+            .args(["--edition", "2024", "--crate-type", "cdylib", "-o"])
+            .arg(&library)
+            .arg(&file)
+            .output()
+            .expect("rustc runs");
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    library
+}
