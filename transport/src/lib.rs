@@ -6,6 +6,8 @@ mod frame;
 pub mod framing;
 mod memory;
 mod plan;
+#[allow(unsafe_code, reason = "lock-free nodes; `queue/list.rs` holds all of it")]
+pub mod queue;
 
 pub use error::{Error, ErrorKind, FallbackReason, Result, SendError};
 pub use frame::{Body, Frame, RecvBuf};
