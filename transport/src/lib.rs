@@ -6,6 +6,8 @@ mod frame;
 pub mod framing;
 mod memory;
 mod plan;
+#[doc(hidden)]
+pub mod proto;
 
 pub use error::{Error, ErrorKind, FallbackReason, Result, SendError};
 pub use frame::{Body, Frame, RecvBuf};
