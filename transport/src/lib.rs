@@ -6,7 +6,10 @@ mod frame;
 pub mod framing;
 mod memory;
 mod plan;
+#[doc(hidden)]
+pub mod proto;
 #[allow(unsafe_code, reason = "lock-free nodes; `queue/list.rs` holds all of it")]
+#[doc(hidden)]
 pub mod queue;
 
 pub use error::{Error, ErrorKind, FallbackReason, Result, SendError};
