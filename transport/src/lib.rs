@@ -6,6 +6,8 @@ mod frame;
 pub mod framing;
 mod memory;
 mod plan;
+#[allow(dead_code, unused_imports, reason = "the driver that uses it comes next")]
+mod tcp;
 
 pub use error::{Error, ErrorKind, FallbackReason, Result, SendError};
 pub use frame::{Body, Frame, RecvBuf};
