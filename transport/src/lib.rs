@@ -6,6 +6,7 @@ mod frame;
 pub mod framing;
 mod memory;
 mod plan;
+mod ucx;
 
 pub use error::{Error, ErrorKind, FallbackReason, Result, SendError};
 pub use frame::{Body, Frame, RecvBuf};
