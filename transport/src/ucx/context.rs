@@ -82,9 +82,8 @@ fn init(ucx: &'static Ucx) -> Result<ucp_context_h, Error> {
     status::check(ucx, "reading the configuration of ucx", status)?;
     // SAFETY: integers, pointers and optional functions: zero is valid.
     let mut params: sys::ucp_params_t = unsafe { mem::zeroed() };
-    params.field_mask = u64::from(
-        sys::UCP_PARAM_FIELD_FEATURES | sys::UCP_PARAM_FIELD_MT_WORKERS_SHARED | sys::UCP_PARAM_FIELD_NAME,
-    );
+    params.field_mask =
+        u64::from(sys::UCP_PARAM_FIELD_FEATURES | sys::UCP_PARAM_FIELD_MT_WORKERS_SHARED | sys::UCP_PARAM_FIELD_NAME);
     params.features = u64::from(sys::UCP_FEATURE_AM | sys::UCP_FEATURE_WAKEUP);
     params.mt_workers_shared = 1;
     params.name = c"ucrpc".as_ptr();

@@ -166,8 +166,7 @@ impl Worker {
         let slot = unsafe { place.as_ref() };
         // SAFETY: integers, pointers and optional functions: zero is valid.
         let mut params: sys::ucp_ep_params_t = unsafe { mem::zeroed() };
-        params.field_mask =
-            u64::from(sys::UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE | sys::UCP_EP_PARAM_FIELD_ERR_HANDLER);
+        params.field_mask = u64::from(sys::UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE | sys::UCP_EP_PARAM_FIELD_ERR_HANDLER);
         params.err_mode = sys::UCP_ERR_HANDLING_MODE_PEER;
         params.err_handler =
             sys::ucp_err_handler_t { cb: Some(callback::on_failure), arg: place.as_ptr().cast::<c_void>() };
@@ -251,7 +250,8 @@ fn transports(printed: &str) -> String {
     for line in printed.lines() {
         let Some((_, lane)) = line.split_once("lane[") else { continue };
         let Some((_, rest)) = lane.split_once("]:") else { continue };
-        let first = rest.split_whitespace().find(|word| !word.trim_end_matches(':').bytes().all(|b| b.is_ascii_digit()));
+        let first =
+            rest.split_whitespace().find(|word| !word.trim_end_matches(':').bytes().all(|b| b.is_ascii_digit()));
         let Some(word) = first else { continue };
         let resource = match word.split_once(':') {
             Some((number, resource)) if number.bytes().all(|b| b.is_ascii_digit()) => resource,

@@ -6,10 +6,7 @@ use bytes::Bytes;
 use ucx_sys as sys;
 
 use super::{callback, worker::Core};
-use crate::{
-    frame::RecvBuf,
-    memory::PoolBuf,
-};
+use crate::{frame::RecvBuf, memory::PoolBuf};
 
 /// Free operations kept for reuse.
 const KEPT_OPS: usize = 256;

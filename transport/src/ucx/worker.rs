@@ -348,9 +348,8 @@ impl Worker {
         set_memory_handle(&mut ours.param, memh);
         let (header, param) = (ours.buffer.as_ptr().cast(), &raw const ours.param);
         // SAFETY: a live endpoint; header and payload are kept by the operation until its end was taken; nothing is borrowed.
-        let request = unsafe {
-            core.ucx.ucp_am_send_nbx(target.ep, AM_ID, header, header_len, payload.cast(), len, param)
-        };
+        let request =
+            unsafe { core.ucx.ucp_am_send_nbx(target.ep, AM_ID, header, header_len, payload.cast(), len, param) };
         if sys::UCS_PTR_IS_PTR(request) {
             core.sends.set(core.sends.get() + 1);
             return Ok(Sent::Pending);
@@ -414,9 +413,8 @@ impl Worker {
         core.announced.set(core.announced.get() - 1);
         // SAFETY: an unused descriptor of this worker; exactly the announced length, which UCX asserts, of a buffer that the
         // operation keeps; moving it there did not move its bytes. Nothing is borrowed.
-        let request = unsafe {
-            core.ucx.ucp_am_recv_data_nbx(core.handle, desc.0.as_ptr().cast(), data.cast(), len, param)
-        };
+        let request =
+            unsafe { core.ucx.ucp_am_recv_data_nbx(core.handle, desc.0.as_ptr().cast(), data.cast(), len, param) };
         if sys::UCS_PTR_IS_ERR(request) {
             // SAFETY: not started, so UCX does not know the operation. The descriptor is lost: UCX has marked it as used.
             let Hold::Target(buf) = (unsafe { self.recycle(op) }) else { unreachable!("it was just put there") };
