@@ -1,4 +1,8 @@
 //! Endpoints by id: a stale id is answered with an error and never reaches UCX.
+//!
+//! Closing is forced, which UCX 1.13 survives only once the endpoint is connected: with a connection message still in a
+//! queue, its tcp lane asserts. So every endpoint is flushed when it is made; the end of that flush, good or bad, says that
+//! connecting is over, and a close that comes earlier waits for it. Such an endpoint is stale for its user at once.
 
 use std::{
     cell::Cell,
@@ -31,6 +35,10 @@ pub(super) struct Slot {
     /// Null: free, or being created.
     ep: Cell<ucp_ep_h>,
     creating: Cell<bool>,
+    /// Connecting is over.
+    pub(super) settled: Cell<bool>,
+    /// Closed by its user: its id is stale.
+    closing: Cell<bool>,
     pub(super) failed: Cell<bool>,
     /// Messages carry our reply endpoint.
     reply: Cell<bool>,
@@ -43,7 +51,7 @@ impl Slot {
 
     /// Whether a callback about `ep` is about this slot's present endpoint.
     pub(super) fn is_of(&self, ep: ucp_ep_h) -> bool {
-        self.creating.get() || (!ep.is_null() && self.ep.get() == ep)
+        self.creating.get() || (!ep.is_null() && self.ep.get() == ep && !self.closing.get())
     }
 }
 
@@ -52,6 +60,8 @@ impl Slot {
 pub(super) struct Table {
     slots: Vec<NonNull<Slot>>,
     free: Vec<NonNull<Slot>>,
+    /// Closed by their user, and not settled yet.
+    closing: Vec<NonNull<Slot>>,
     /// Endpoints that messages can be attributed to.
     by_handle: HashMap<usize, EndpointId>,
 }
@@ -77,7 +87,7 @@ impl Table {
     fn slot(&self, id: EndpointId) -> Option<&Slot> {
         // SAFETY: slots live as long as the table.
         let slot = unsafe { self.slots.get(id.index as usize)?.as_ref() };
-        (slot.generation.get() == id.generation && !slot.ep.get().is_null()).then_some(slot)
+        (slot.generation.get() == id.generation && !slot.ep.get().is_null() && !slot.closing.get()).then_some(slot)
     }
 
     /// The endpoint of ours that `ep` is, if it is one. UCX also hands out internal endpoints, which die without notice.
@@ -92,7 +102,7 @@ impl Table {
     pub(super) fn ids(&self) -> Vec<EndpointId> {
         // SAFETY: as in `slot`.
         let slots = self.slots.iter().map(|slot| unsafe { slot.as_ref() });
-        slots.filter(|slot| !slot.ep.get().is_null()).map(Slot::id).collect()
+        slots.filter(|slot| !slot.ep.get().is_null() && !slot.closing.get()).map(Slot::id).collect()
     }
 
     fn reserve(&mut self, core: NonNull<Core>) -> NonNull<Slot> {
@@ -103,6 +113,8 @@ impl Table {
                 generation: Cell::new(1),
                 ep: Cell::new(ptr::null_mut()),
                 creating: Cell::new(false),
+                settled: Cell::new(false),
+                closing: Cell::new(false),
                 failed: Cell::new(false),
                 reply: Cell::new(false),
             };
@@ -112,11 +124,18 @@ impl Table {
         })
     }
 
-    fn release(&mut self, slot: NonNull<Slot>) {
+    /// Makes the ids of a slot stale.
+    fn retire(&mut self, slot: &Slot) {
+        slot.generation.set(slot.generation.get().wrapping_add(1));
+        slot.closing.set(true);
+        self.by_handle.remove(&(slot.ep.get() as usize));
+    }
+
+    /// The next endpoint that waited to be closed and can be.
+    fn pop_settled(&mut self) -> Option<NonNull<Slot>> {
         // SAFETY: as in `slot`.
-        let place = unsafe { slot.as_ref() };
-        place.generation.set(place.generation.get().wrapping_add(1));
-        self.free.push(slot);
+        let at = self.closing.iter().position(|slot| unsafe { slot.as_ref() }.settled.get())?;
+        Some(self.closing.swap_remove(at))
     }
 }
 
@@ -172,6 +191,8 @@ impl Worker {
             sys::ucp_err_handler_t { cb: Some(callback::on_failure), arg: place.as_ptr().cast::<c_void>() };
         set(&mut params);
         slot.failed.set(false);
+        slot.closing.set(false);
+        slot.settled.set(false);
         slot.reply.set(reply);
         slot.creating.set(true);
         let mut ep = ptr::null_mut();
@@ -179,28 +200,75 @@ impl Worker {
         let status = unsafe { core.ucx.ucp_ep_create(core.handle, &params, &mut ep) };
         slot.creating.set(false);
         if let Err(error) = status::check(core.ucx, doing, status) {
-            core.endpoints.borrow_mut().release(place);
+            // A failure that was called back meanwhile is an event of a stale id.
+            core.endpoints.borrow_mut().retire(slot);
+            core.endpoints.borrow_mut().free.push(place);
             return Err(error);
         }
         slot.ep.set(ep);
         if reply {
             core.endpoints.borrow_mut().by_handle.insert(ep as usize, slot.id());
         }
+        self.settle(place);
         Ok(slot.id())
     }
 
-    /// Closes an endpoint at once. What is in flight on it ends with an error event, now or with later progress. A stale id
-    /// changes nothing.
+    /// Has UCX say when connecting is over.
+    fn settle(&mut self, place: NonNull<Slot>) {
+        let core = self.core();
+        // SAFETY: slots live as long as the core.
+        let slot = unsafe { place.as_ref() };
+        // SAFETY: integers, pointers and unions of optional functions: zero is valid.
+        let mut param: sys::ucp_request_param_t = unsafe { mem::zeroed() };
+        param.op_attr_mask = sys::UCP_OP_ATTR_FIELD_CALLBACK | sys::UCP_OP_ATTR_FIELD_USER_DATA;
+        param.cb.send = Some(callback::settled);
+        param.user_data = place.as_ptr().cast();
+        // SAFETY: a live endpoint; the slot outlives the request, because it is not reused before its end.
+        let request = unsafe { core.ucx.ucp_ep_flush_nbx(slot.ep.get(), &param) };
+        slot.settled.set(!sys::UCS_PTR_IS_PTR(request));
+    }
+
+    /// Closes an endpoint: its id is stale from here on, and what is in flight on it ends with an error event, now or with
+    /// later progress. A stale id changes nothing.
+    ///
+    /// While UCX is still connecting the endpoint, the close waits for that in the background. A peer that is stopped can
+    /// delay it without limit; until then the endpoint counts among [`super::Counters::endpoints`].
     pub(crate) fn close(&mut self, id: EndpointId) {
         let core = self.core();
-        let ep = {
+        let place = {
             let mut table = core.endpoints.borrow_mut();
-            let Some(slot) = table.slot(id) else { return };
-            let (ep, place) = (slot.ep.replace(ptr::null_mut()), NonNull::from(slot));
-            table.by_handle.remove(&(ep as usize));
-            table.release(place);
-            ep
+            let Some(place) = table.slot(id).map(NonNull::from) else { return };
+            // SAFETY: slots live as long as the core.
+            let slot = unsafe { place.as_ref() };
+            table.retire(slot);
+            if !slot.settled.get() {
+                table.closing.push(place);
+                core.closing.set(table.closing.len());
+                return;
+            }
+            place
         };
+        self.close_now(place);
+    }
+
+    /// Closes what waited for it and is settled.
+    #[cold]
+    pub(super) fn close_settled(&mut self) {
+        loop {
+            let core = self.core();
+            let next = core.endpoints.borrow_mut().pop_settled();
+            let Some(place) = next else { break };
+            self.close_now(place);
+        }
+        let left = self.core().endpoints.borrow().closing.len();
+        self.core().closing.set(left);
+    }
+
+    fn close_now(&mut self, place: NonNull<Slot>) {
+        let core = self.core();
+        // SAFETY: slots live as long as the core.
+        let ep = unsafe { place.as_ref() }.ep.replace(ptr::null_mut());
+        core.endpoints.borrow_mut().free.push(place);
         // SAFETY: as in `create`.
         let mut param: sys::ucp_request_param_t = unsafe { mem::zeroed() };
         param.op_attr_mask = sys::UCP_OP_ATTR_FIELD_FLAGS;

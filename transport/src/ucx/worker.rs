@@ -68,7 +68,7 @@ pub(crate) struct Counters {
     pub(crate) held_descriptors: usize,
     /// Announced payloads, neither fetched nor refused.
     pub(crate) announced: usize,
-    /// Endpoints not closed.
+    /// Endpoints not closed, or closed while they were being connected and still waiting for that.
     pub(crate) endpoints: usize,
     /// Events not taken.
     pub(crate) events: usize,
@@ -98,6 +98,8 @@ pub(super) struct Core {
     pub(super) lent: Cell<usize>,
     pub(super) announced: Cell<usize>,
     pub(super) dropped: Cell<u64>,
+    /// Endpoints that wait to be closed.
+    pub(super) closing: Cell<usize>,
 }
 
 impl Core {
@@ -148,6 +150,7 @@ impl Worker {
             lent: Cell::new(0),
             announced: Cell::new(0),
             dropped: Cell::new(0),
+            closing: Cell::new(0),
         });
         let core = NonNull::from(Box::leak(core));
         // From here on dropping it cleans up.
@@ -232,7 +235,11 @@ impl Worker {
         let returned = if self.core().returns.is_empty() { 0 } else { self.take_back() };
         let core = self.core();
         // SAFETY: the owning thread, not inside a callback (those have no `Worker`).
-        returned + unsafe { core.ucx.ucp_worker_progress(core.handle) }
+        let worked = unsafe { core.ucx.ucp_worker_progress(core.handle) };
+        if core.closing.get() > 0 {
+            self.close_settled();
+        }
+        returned + worked
     }
 
     /// Asks for the event fd to become readable with the next event.
