@@ -80,7 +80,23 @@ mod locate {
 #[cfg(feature = "bindgen")]
 mod generate {
     use super::locate::Installation;
+    use bindgen::callbacks::{DeriveTrait, ImplementsTrait, ParseCallbacks};
     use std::path::PathBuf;
+
+    /// bindgen cannot see that libc's types can be copied.
+    #[derive(Debug)]
+    struct LibcTypes;
+
+    impl ParseCallbacks for LibcTypes {
+        fn blocklisted_type_implements_trait(
+            &self,
+            name: &str,
+            derive: DeriveTrait,
+        ) -> Option<ImplementsTrait> {
+            let copy = matches!(derive, DeriveTrait::Copy) && name.contains("sockaddr");
+            copy.then_some(ImplementsTrait::Yes)
+        }
+    }
 
     /// The C functions to bind.
     const FUNCTIONS: &str = concat!(
@@ -119,6 +135,7 @@ mod generate {
             .blocklist_type("sockaddr|sockaddr_storage|sa_family_t|__socklen_t|socklen_t|FILE|_IO_.*|iovec|__off_t|__off64_t")
             .raw_line("use libc::{FILE, sockaddr, sockaddr_storage, socklen_t};")
             // A newer library returns values that these headers do not name, so no Rust enums.
+            .parse_callbacks(Box::new(LibcTypes))
             .newtype_enum("ucs_status_t")
             .no_debug("ucs_status_t")
             .default_enum_style(bindgen::EnumVariation::Consts)

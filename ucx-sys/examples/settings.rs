@@ -16,6 +16,7 @@ fn main() -> std::process::ExitCode {
     println!("library           {}", ucx.path().display());
     println!("was in process    {}", ucx.was_in_process());
     println!("max thread level  {:?}", ucx.max_thread_level());
+    println!("build             {}", ucx.build_info());
     println!("missing symbols   {:?}", ucx.missing_optional_symbols());
     for setting in ucx.effective_defaults() {
         println!("{setting}");

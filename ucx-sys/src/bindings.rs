@@ -926,6 +926,7 @@ const _: () = {
     ][::core::mem::offset_of!(ucp_ep_evaluate_perf_attr_t, estimated_time) - 8usize];
 };
 #[repr(C)]
+#[derive(Copy, Clone)]
 pub struct ucp_listener_attr {
     pub field_mask: u64,
     pub sockaddr: sockaddr_storage,
@@ -947,6 +948,7 @@ const _: () = {
 };
 pub type ucp_listener_attr_t = ucp_listener_attr;
 #[repr(C)]
+#[derive(Copy, Clone)]
 pub struct ucp_conn_request_attr {
     pub field_mask: u64,
     pub client_address: sockaddr_storage,
@@ -1595,6 +1597,7 @@ pub const UCP_EP_ATTR_FIELD_LOCAL_SOCKADDR: ucp_ep_attr_field = 2;
 pub const UCP_EP_ATTR_FIELD_REMOTE_SOCKADDR: ucp_ep_attr_field = 4;
 pub type ucp_ep_attr_field = ::core::ffi::c_uint;
 #[repr(C)]
+#[derive(Copy, Clone)]
 pub struct ucp_ep_attr {
     pub field_mask: u64,
     pub name: [::core::ffi::c_char; 32usize],

@@ -45,6 +45,14 @@ pub enum LoadError {
         /// The missing functions. Never empty.
         names: Vec<&'static str>,
     },
+    /// `UCRPC_UCX_LIBRARY` names a library, but another UCX is in the process already, for instance through an MPI library.
+    #[error("{} was asked for, but the process has {} already", wanted.display(), present.display())]
+    Conflict {
+        /// The libucs in the process.
+        present: PathBuf,
+        /// The libucp that was asked for.
+        wanted: PathBuf,
+    },
 }
 
 fn join(tried: &[Attempt]) -> String {

@@ -24,8 +24,6 @@ macro_rules! function_table {
         impl Functions {
             /// Names of all functions without which UCX cannot be used: those of UCX 1.13 that this crate offers.
             pub(crate) const REQUIRED: &'static [&'static str] = &[$(stringify!($name)),*];
-            /// Names of all functions that may be missing.
-            pub(crate) const OPTIONAL: &'static [&'static str] = &[$(stringify!($opt)),*];
 
             /// Looks all functions up. The error holds every required name that is missing.
             pub(crate) fn resolve(lookup: Lookup<'_>) -> Result<Self, Vec<&'static str>> {
@@ -159,5 +157,63 @@ function_table! {
         fn ucs_debug_disable_signal(signal: c_int);
         /// `ucs_global_opts_set_value` of libucs: changes a global setting (`LOG_FILE`, `LOG_LEVEL`) of the running library.
         fn ucs_global_opts_set_value(name: *const c_char, value: *const c_char) -> ucs_status_t;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Functions;
+
+    /// bindgen's list (build.rs) and the table are one list.
+    #[test]
+    fn the_table_holds_every_generated_function() {
+        let generated: Vec<_> = include_str!("bindings.rs")
+            .lines()
+            .filter_map(|line| Some(line.strip_prefix("    pub fn ")?.split_once('(')?.0))
+            .collect();
+        assert_eq!(generated, Functions::REQUIRED);
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let missing = Functions::resolve(&|_| None)
+            .err()
+            .expect("nothing can be found");
+        assert_eq!(missing, Functions::REQUIRED);
+        let address = core::ptr::dangling_mut();
+        let missing =
+            Functions::resolve(&|name| (name != "ucp_worker_arm").then_some(address)).err();
+        assert_eq!(missing, Some(vec!["ucp_worker_arm"]));
+        let found = Functions::resolve(&|name| (name != "ucp_memh_pack").then_some(address)).ok();
+        assert_eq!(
+            found.map(|functions| functions.missing_optional()),
+            Some(vec!["ucp_memh_pack"])
+        );
+    }
+
+    /// bindings.md has one row for every function.
+    #[test]
+    fn every_function_is_documented() {
+        let rows: Vec<&str> = include_str!("../bindings.md")
+            .lines()
+            .filter_map(|line| Some(line.strip_prefix("| `")?.split_once(" | ")?.0))
+            .flat_map(|names| names.split('`').filter(|name| name.starts_with("uc")))
+            .filter(|name| *name != "ucp_init")
+            .collect();
+        let optional = Functions::resolve(&|name| {
+            Functions::REQUIRED
+                .contains(&name)
+                .then_some(core::ptr::dangling_mut())
+        });
+        let mut functions = Functions::REQUIRED.to_vec();
+        functions.extend(
+            optional
+                .map(|found| found.missing_optional())
+                .expect("all required are there"),
+        );
+        for name in &functions {
+            assert_eq!(rows.iter().filter(|row| *row == name).count(), 1, "{name}");
+        }
+        assert_eq!(rows.len(), functions.len());
     }
 }

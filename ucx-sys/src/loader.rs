@@ -3,7 +3,9 @@
 use crate::bindings::{
     UCP_LIB_ATTR_FIELD_MAX_THREAD_LEVEL, ucp_lib_attr_t, ucs_status_t, ucs_thread_mode_t,
 };
-use crate::error::{Attempt, LoadError};
+#[cfg(not(feature = "link"))]
+use crate::error::Attempt;
+use crate::error::LoadError;
 use crate::functions::Functions;
 use crate::settings::{self, Devices, Effect, Setting, Source};
 use core::ffi::{CStr, c_int, c_uint, c_void};
@@ -59,7 +61,7 @@ impl std::fmt::Debug for Ucx {
 ///
 /// # Errors
 ///
-/// [`LoadError`]: switched off, not found, too old, or not a UCX.
+/// [`LoadError`]: switched off, not found, too old, not a UCX, or in conflict with one that is in the process.
 ///
 /// # Thread rules
 ///
@@ -77,7 +79,8 @@ fn load_once() -> Result<Ucx, LoadError> {
     if choice.as_deref() == Some(OsStr::new("none")) {
         return Err(LoadError::Disabled);
     }
-    let was_in_process = is_in_process();
+    let present = libucs_in_process();
+    let was_in_process = cfg!(feature = "link") || present.is_some();
     let settings = settings::apply(
         &settings::defaults(Devices::here()),
         &|name| std::env::var_os(name),
@@ -88,9 +91,38 @@ fn load_once() -> Result<Ucx, LoadError> {
         },
         was_in_process,
     );
-    let library = open(choice.as_deref()).inspect_err(|_| take_back(&settings))?;
+    let Opened {
+        functions,
+        version,
+        path,
+    } = open_and_resolve(choice.as_deref(), present.as_deref())
+        .inspect_err(|_| take_back(&settings))?;
+    let missing_optional = functions.missing_optional();
+    let ucx = Ucx {
+        functions,
+        version,
+        path,
+        was_in_process,
+        settings,
+        missing_optional,
+    };
+    if was_in_process {
+        ucx.catch_up();
+    }
+    Ok(ucx)
+}
+
+/// A library that is open and complete.
+struct Opened {
+    functions: Functions,
+    version: (u32, u32, u32),
+    path: PathBuf,
+}
+
+/// Opens the library and finds all its functions.
+fn open_and_resolve(choice: Option<&OsStr>, present: Option<&Path>) -> Result<Opened, LoadError> {
     // UCX starts threads and leaves hooks behind: once opened it must never be unloaded, whatever happens next.
-    let library = ManuallyDrop::new(library);
+    let library = ManuallyDrop::new(open(choice, present)?);
     let lookup = |name: &'static str| {
         // SAFETY: only the address is taken; its type is the matter of whoever uses it.
         let symbol = unsafe { library.get::<*mut c_void>(name.as_bytes()) }.ok()?;
@@ -110,23 +142,17 @@ fn load_once() -> Result<Ucx, LoadError> {
     if (version.0, version.1) < MINIMUM {
         return Err(LoadError::TooOld { found: version });
     }
-    let functions = Functions::resolve(&lookup).map_err(|names| LoadError::MissingSymbol {
-        library: path.clone(),
-        names,
-    })?;
-    let missing_optional = functions.missing_optional();
-    let ucx = Ucx {
-        functions,
-        version,
-        path,
-        was_in_process,
-        settings,
-        missing_optional,
-    };
-    if was_in_process {
-        ucx.catch_up();
+    match Functions::resolve(&lookup) {
+        Ok(functions) => Ok(Opened {
+            functions,
+            version,
+            path,
+        }),
+        Err(names) => Err(LoadError::MissingSymbol {
+            library: path,
+            names,
+        }),
     }
-    Ok(ucx)
 }
 
 /// Removes what [`settings::apply`] put into the environment.
@@ -140,29 +166,29 @@ fn take_back(settings: &[Setting]) {
     }
 }
 
-/// Whether a libucs has run its constructors already: linked in, preloaded, or loaded by another library.
-fn is_in_process() -> bool {
-    if cfg!(feature = "link") {
-        return true;
-    }
+/// The file of the libucs that has run its constructors already: linked in, preloaded, or loaded by another library.
+fn libucs_in_process() -> Option<PathBuf> {
     // SAFETY: a constant C string; with RTLD_NOLOAD nothing is loaded and no code runs.
     let handle =
         unsafe { libc::dlopen(c"libucs.so.0".as_ptr(), libc::RTLD_LAZY | libc::RTLD_NOLOAD) };
     if handle.is_null() {
-        return false;
+        return None;
     }
-    // SAFETY: the handle is from `dlopen` and gives back the reference that was just taken.
+    // SAFETY: the handle is from `dlopen`, the name is a constant C string; only the address is used.
+    let symbol = unsafe { libc::dlsym(handle, c"ucs_status_string".as_ptr()) };
+    let path = library_of(symbol).unwrap_or_default();
+    // SAFETY: gives back the reference that `dlopen` took.
     unsafe { libc::dlclose(handle) };
-    true
+    Some(path)
 }
 
 #[cfg(feature = "link")]
-fn open(_choice: Option<&OsStr>) -> Result<Library, LoadError> {
+fn open(_choice: Option<&OsStr>, _present: Option<&Path>) -> Result<Library, LoadError> {
     Ok(Library::this())
 }
 
 #[cfg(not(feature = "link"))]
-fn open(choice: Option<&OsStr>) -> Result<Library, LoadError> {
+fn open(choice: Option<&OsStr>, present: Option<&Path>) -> Result<Library, LoadError> {
     let path = match choice {
         None => PathBuf::from(SONAME),
         Some(path) if Path::new(path).is_dir() => Path::new(path).join(SONAME),
@@ -186,6 +212,19 @@ fn open(choice: Option<&OsStr>) -> Result<Library, LoadError> {
         .into_iter()
         .flat_map(|folder| SIBLINGS.map(|name| folder.join(name)))
         .filter(|path| path.exists());
+    // Two versions in one process would take symbols from one another.
+    if let (Some(folder), Some(present)) = (folder, present)
+        && present
+            .parent()
+            .map(Path::canonicalize)
+            .and_then(Result::ok)
+            != folder.canonicalize().ok()
+    {
+        return Err(LoadError::Conflict {
+            present: present.to_owned(),
+            wanted: path,
+        });
+    }
     let mut tried = Vec::new();
     for sibling in siblings {
         match attempt(&sibling) {
@@ -295,11 +334,12 @@ impl Ucx {
                 .iter()
                 .any(|setting| setting.name == name && setting.effect == Effect::AtRunTime)
         };
-        if at_run_time("UCX_LOG_FILE")
+        // The stream of the log cannot be changed any more: UCX accepts LOG_FILE now, but opened the stream in its constructor.
+        if at_run_time("UCX_WARN_UNUSED_ENV_VARS")
             && let Some(set) = self.ucs_global_opts_set_value()
         {
-            // SAFETY: two constant C strings, which UCX copies.
-            unsafe { set(c"LOG_FILE".as_ptr(), c"stderr".as_ptr()) };
+            // SAFETY: constant C strings, which UCX copies.
+            unsafe { set(c"WARN_UNUSED_ENV_VARS".as_ptr(), c"n".as_ptr()) };
         }
         let Some(give_back) = self.ucs_debug_disable_signal() else {
             return;

@@ -1,7 +1,7 @@
 //! What is newer than UCX 1.13, declared by hand. Give none of these to a library that is older than the version stated: it ignores
 //! flags and mask bits that it does not know without a word. [`Ucx::at_least`](crate::Ucx::at_least) tells.
 
-use core::ffi::c_uint;
+use core::ffi::{c_char, c_uint};
 
 /// UCX 1.14: `ucp_am_send_nbx` copies the header, so that it need not outlive the call.
 ///
@@ -44,4 +44,42 @@ pub struct ucp_memh_buffer_release_params_t {
 pub struct ucp_rkey_compare_params_t {
     /// No bit is defined yet: zero.
     pub field_mask: u64,
+}
+
+/// UCX 1.14: `ucp_ep_query` fills [`ucp_ep_attr_1_14_t::transports`].
+pub const UCP_EP_ATTR_FIELD_TRANSPORTS: u64 = 1 << 3;
+
+/// One lane of an endpoint; both strings live as long as the endpoint.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+#[allow(non_camel_case_types)]
+pub struct ucp_transport_entry_t {
+    /// The transport, for instance `tcp`.
+    pub transport_name: *const c_char,
+    /// The device, for instance `eth0`.
+    pub device_name: *const c_char,
+}
+
+/// The array that `ucp_ep_query` fills with the lanes of an endpoint.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+#[allow(non_camel_case_types)]
+pub struct ucp_transports_t {
+    /// The caller's array.
+    pub entries: *mut ucp_transport_entry_t,
+    /// In: entries in the array. Out: entries filled.
+    pub num_entries: c_uint,
+    /// Bytes per entry: `size_of::<ucp_transport_entry_t>()`.
+    pub entry_size: usize,
+}
+
+/// `ucp_ep_attr_t` as of UCX 1.14. Its head is the structure of 1.13, so a cast of the pointer passes it to `ucp_ep_query`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+#[allow(non_camel_case_types, missing_debug_implementations)]
+pub struct ucp_ep_attr_1_14_t {
+    /// The structure of UCX 1.13.
+    pub base: crate::ucp_ep_attr_t,
+    /// The lanes, with [`UCP_EP_ATTR_FIELD_TRANSPORTS`].
+    pub transports: ucp_transports_t,
 }

@@ -165,13 +165,13 @@ pub(crate) fn defaults(devices: Devices) -> Vec<Default> {
         default(
             "UCX_LOG_FILE",
             "stderr",
-            LoadOrCall,
+            Load,
             "UCX logs to stdout, which belongs to the program",
         ),
         default(
             "UCX_WARN_UNUSED_ENV_VARS",
             "n",
-            Load,
+            LoadOrCall,
             "settings of transports that are not built in are no mistake",
         ),
         default(
@@ -326,4 +326,191 @@ pub(crate) fn apply(
             }
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    const NOTHING: Devices = Devices {
+        rdma: false,
+        only_rxe: false,
+        gpu: false,
+    };
+
+    /// Applies the defaults to an environment made of `user`; returns the settings and what was set.
+    fn run(
+        devices: Devices,
+        user: &[(&str, &str)],
+        late: bool,
+    ) -> (Vec<Setting>, BTreeMap<&'static str, &'static str>) {
+        let mut set = BTreeMap::new();
+        let get = |name: &str| {
+            user.iter()
+                .find(|(key, _)| *key == name)
+                .map(|(_, value)| value.into())
+        };
+        let settings = apply(
+            &defaults(devices),
+            &get,
+            &mut |name, value| assert!(set.insert(name, value).is_none()),
+            late,
+        );
+        (settings, set)
+    }
+
+    fn find<'a>(settings: &'a [Setting], name: &str) -> &'a Setting {
+        settings
+            .iter()
+            .find(|setting| setting.name == name)
+            .unwrap_or_else(|| panic!("no {name}"))
+    }
+
+    #[test]
+    fn a_silent_environment_gets_all() {
+        let (settings, set) = run(NOTHING, &[], false);
+        assert_eq!(settings.len(), set.len());
+        for setting in &settings {
+            assert_eq!(
+                (setting.source, setting.effect),
+                (Source::OurDefault, Effect::InTime)
+            );
+            assert_eq!(
+                set.get(setting.name.as_str())
+                    .copied()
+                    .map(OsString::from)
+                    .as_ref(),
+                Some(&setting.value)
+            );
+        }
+        assert_eq!(set["UCX_HANDLE_ERRORS"], "none");
+        assert_eq!(set["UCX_MEM_EVENTS"], "n");
+    }
+
+    #[test]
+    fn the_user_wins_by_name_by_alias_and_by_an_empty_value() {
+        let user = [
+            ("UCX_LOG_FILE", ""),
+            ("UCX_POSIX_ERROR_HANDLING", "n"),
+            ("UCX_CM_REUSEADDR", "n"),
+            ("UCX_MEM_MMAP_HOOK_MODE", "reloc"),
+        ];
+        let (settings, set) = run(NOTHING, &user, false);
+        for name in [
+            "UCX_LOG_FILE",
+            "UCX_MM_ERROR_HANDLING",
+            "UCX_TCP_CM_REUSEADDR",
+            "UCX_RDMA_CM_REUSEADDR",
+            "UCX_MEM_EVENTS",
+        ] {
+            assert!(!set.contains_key(name), "{name}");
+        }
+        for (name, value) in user {
+            let setting = find(&settings, name);
+            assert_eq!(
+                (setting.source, setting.value.as_os_str()),
+                (Source::User, OsStr::new(value))
+            );
+        }
+        assert_eq!(set["UCX_DEBUG_SIGNO"], "0");
+    }
+
+    #[test]
+    fn devices_decide() {
+        let names = |devices| run(devices, &[], false).1.into_keys().collect::<Vec<_>>();
+        assert!(
+            !names(Devices {
+                gpu: true,
+                ..NOTHING
+            })
+            .contains(&"UCX_MEM_EVENTS")
+        );
+        let hardware = names(Devices {
+            rdma: true,
+            ..NOTHING
+        });
+        assert!(
+            !hardware
+                .iter()
+                .any(|name| *name == "UCX_MEM_EVENTS" || name.contains("VERBS")),
+            "{hardware:?}"
+        );
+        let soft = names(Devices {
+            rdma: true,
+            only_rxe: true,
+            gpu: false,
+        });
+        assert!(
+            soft.contains(&"UCX_RC_VERBS_RETRY_COUNT")
+                && soft.contains(&"UCX_UD_VERBS_ETH_DGID_CHECK")
+        );
+    }
+
+    #[test]
+    fn a_late_setting_says_so() {
+        let (settings, _) = run(NOTHING, &[("UCX_DEBUG_SIGNO", "1")], true);
+        assert_eq!(
+            find(&settings, "UCX_HANDLE_ERRORS").effect,
+            Effect::AtRunTime
+        );
+        assert_eq!(find(&settings, "UCX_MEM_EVENTS").effect, Effect::TooLate);
+        assert_eq!(
+            find(&settings, "UCX_KEEPALIVE_INTERVAL").effect,
+            Effect::InTime
+        );
+        let signal = find(&settings, "UCX_DEBUG_SIGNO");
+        assert_eq!(
+            (signal.source, signal.effect),
+            (Source::User, Effect::InTime)
+        );
+        assert!(
+            find(&settings, "UCX_MEM_EVENTS")
+                .to_string()
+                .contains("too late")
+        );
+    }
+
+    #[test]
+    fn devices_are_found_by_their_files() {
+        let root = std::env::temp_dir().join(format!("ucx-sys-devices-{}", std::process::id()));
+        let touch = |path: &str| {
+            let path = root.join(path);
+            std::fs::create_dir_all(path.parent().expect("below the root"))
+                .expect("temporary folder");
+            std::fs::write(path, "").expect("temporary folder");
+        };
+        assert_eq!(Devices::below(&root), NOTHING);
+        touch("dev/nvidia-caps/nvidia-cap1");
+        touch("dev/nvidia-modeset");
+        assert_eq!(Devices::below(&root), NOTHING);
+        touch("sys/class/infiniband/rxe0/parent");
+        assert_eq!(
+            Devices::below(&root),
+            Devices {
+                rdma: true,
+                only_rxe: true,
+                gpu: false
+            }
+        );
+        touch("sys/class/infiniband/mlx5_0/fw_ver");
+        assert_eq!(
+            Devices::below(&root),
+            Devices {
+                rdma: true,
+                only_rxe: false,
+                gpu: false
+            }
+        );
+        touch("dev/nvidia0");
+        assert_eq!(
+            Devices::below(&root),
+            Devices {
+                rdma: true,
+                only_rxe: false,
+                gpu: true
+            }
+        );
+        std::fs::remove_dir_all(&root).expect("temporary folder");
+    }
 }
