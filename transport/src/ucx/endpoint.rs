@@ -1,0 +1,353 @@
+//! Endpoints by id: a stale id is answered with an error and never reaches UCX.
+//!
+//! Closing is forced, which UCX 1.13 survives only once the endpoint is connected: with a connection message still in a
+//! queue, its tcp lane asserts. So every endpoint is flushed when it is made; the end of that flush, good or bad, says that
+//! connecting is over, and a close that comes earlier waits for it. Such an endpoint is stale for its user at once.
+
+use std::{
+    cell::Cell,
+    collections::HashMap,
+    ffi::{CStr, c_void},
+    mem,
+    ptr::{self, NonNull},
+};
+
+use ucx_sys::{self as sys, ucp_ep_h};
+
+use super::{
+    callback, status,
+    worker::{Core, Worker},
+};
+use crate::error::{Error, ErrorKind};
+
+/// An endpoint of one worker. It goes stale when the endpoint is closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct EndpointId {
+    index: u32,
+    generation: u32,
+}
+
+/// A place for an endpoint. It has a stable address for UCX's error callback and is reused, never freed before the worker.
+pub(super) struct Slot {
+    pub(super) core: NonNull<Core>,
+    index: u32,
+    generation: Cell<u32>,
+    /// Null: free, or being created.
+    ep: Cell<ucp_ep_h>,
+    creating: Cell<bool>,
+    /// Connecting is over.
+    pub(super) settled: Cell<bool>,
+    /// Closed by its user: its id is stale.
+    closing: Cell<bool>,
+    pub(super) failed: Cell<bool>,
+    /// Messages carry our reply endpoint.
+    reply: Cell<bool>,
+}
+
+impl Slot {
+    pub(super) fn id(&self) -> EndpointId {
+        EndpointId { index: self.index, generation: self.generation.get() }
+    }
+
+    /// Whether a callback about `ep` is about this slot's present endpoint.
+    pub(super) fn is_of(&self, ep: ucp_ep_h) -> bool {
+        self.creating.get() || (!ep.is_null() && self.ep.get() == ep && !self.closing.get())
+    }
+}
+
+/// All endpoints of a worker.
+#[derive(Default)]
+pub(super) struct Table {
+    slots: Vec<NonNull<Slot>>,
+    free: Vec<NonNull<Slot>>,
+    /// Closed by their user, and not settled yet.
+    closing: Vec<NonNull<Slot>>,
+    /// Endpoints that messages can be attributed to.
+    by_handle: HashMap<usize, EndpointId>,
+}
+
+/// What sending needs of an endpoint.
+pub(super) struct Target {
+    pub(super) ep: ucp_ep_h,
+    pub(super) reply: bool,
+}
+
+impl Table {
+    /// The endpoint behind `id`.
+    #[inline]
+    pub(super) fn target(&self, id: EndpointId) -> Result<Target, Error> {
+        match self.slot(id) {
+            Some(slot) if !slot.failed.get() => Ok(Target { ep: slot.ep.get(), reply: slot.reply.get() }),
+            Some(_) => Err(failed()),
+            None => Err(stale()),
+        }
+    }
+
+    #[inline]
+    fn slot(&self, id: EndpointId) -> Option<&Slot> {
+        // SAFETY: slots live as long as the table.
+        let slot = unsafe { self.slots.get(id.index as usize)?.as_ref() };
+        (slot.generation.get() == id.generation && !slot.ep.get().is_null() && !slot.closing.get()).then_some(slot)
+    }
+
+    /// The endpoint of ours that `ep` is, if it is one. UCX also hands out internal endpoints, which die without notice.
+    pub(super) fn find(&self, ep: ucp_ep_h) -> Option<EndpointId> {
+        self.by_handle.get(&(ep as usize)).copied()
+    }
+
+    pub(super) fn open(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    pub(super) fn ids(&self) -> Vec<EndpointId> {
+        // SAFETY: as in `slot`.
+        let slots = self.slots.iter().map(|slot| unsafe { slot.as_ref() });
+        slots.filter(|slot| !slot.ep.get().is_null() && !slot.closing.get()).map(Slot::id).collect()
+    }
+
+    fn reserve(&mut self, core: NonNull<Core>) -> NonNull<Slot> {
+        self.free.pop().unwrap_or_else(|| {
+            let slot = Slot {
+                core,
+                index: u32::try_from(self.slots.len()).expect("fewer endpoints than that fit into memory"),
+                generation: Cell::new(1),
+                ep: Cell::new(ptr::null_mut()),
+                creating: Cell::new(false),
+                settled: Cell::new(false),
+                closing: Cell::new(false),
+                failed: Cell::new(false),
+                reply: Cell::new(false),
+            };
+            let slot = NonNull::from(Box::leak(Box::new(slot)));
+            self.slots.push(slot);
+            slot
+        })
+    }
+
+    /// Makes the ids of a slot stale.
+    fn retire(&mut self, slot: &Slot) {
+        slot.generation.set(slot.generation.get().wrapping_add(1));
+        slot.closing.set(true);
+        self.by_handle.remove(&(slot.ep.get() as usize));
+    }
+
+    /// The next endpoint that waited to be closed and can be.
+    fn pop_settled(&mut self) -> Option<NonNull<Slot>> {
+        // SAFETY: as in `slot`.
+        let at = self.closing.iter().position(|slot| unsafe { slot.as_ref() }.settled.get())?;
+        Some(self.closing.swap_remove(at))
+    }
+}
+
+impl Drop for Table {
+    fn drop(&mut self) {
+        for slot in self.slots.drain(..) {
+            // SAFETY: leaked from a box in `reserve`; the table ends after the UCX worker, so nobody calls back any more.
+            drop(unsafe { Box::from_raw(slot.as_ptr()) });
+        }
+    }
+}
+
+#[cold]
+fn stale() -> Error {
+    Error::new(ErrorKind::Closed, "the ucx endpoint is closed")
+}
+
+#[cold]
+fn failed() -> Error {
+    Error::new(ErrorKind::Reset, "the ucx endpoint has failed")
+}
+
+impl Worker {
+    /// Makes an endpoint to the worker at `address`, with peer failure handling. The connection is made by progress; what
+    /// fails then is an event.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Protocol`] if the bytes are no worker address, [`ErrorKind::Unreachable`] if no lane leads there.
+    pub(crate) fn connect(&mut self, address: &[u8]) -> Result<EndpointId, Error> {
+        let address = self.checker().check(address)?;
+        self.create("connecting to a ucx worker", false, |params| {
+            params.field_mask |= u64::from(sys::UCP_EP_PARAM_FIELD_REMOTE_ADDRESS);
+            params.address = address.as_ptr().cast();
+        })
+    }
+
+    /// Creates an endpoint; `set` adds where to. What its pointers point to outlives this call.
+    pub(super) fn create(
+        &mut self,
+        doing: &str,
+        reply: bool,
+        set: impl FnOnce(&mut sys::ucp_ep_params_t),
+    ) -> Result<EndpointId, Error> {
+        let core = self.core();
+        let place = core.endpoints.borrow_mut().reserve(self.core_ptr());
+        // SAFETY: slots live as long as the core.
+        let slot = unsafe { place.as_ref() };
+        // SAFETY: integers, pointers and optional functions: zero is valid.
+        let mut params: sys::ucp_ep_params_t = unsafe { mem::zeroed() };
+        params.field_mask = u64::from(sys::UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE | sys::UCP_EP_PARAM_FIELD_ERR_HANDLER);
+        params.err_mode = sys::UCP_ERR_HANDLING_MODE_PEER;
+        params.err_handler =
+            sys::ucp_err_handler_t { cb: Some(callback::on_failure), arg: place.as_ptr().cast::<c_void>() };
+        set(&mut params);
+        slot.failed.set(false);
+        slot.closing.set(false);
+        slot.settled.set(false);
+        slot.reply.set(reply);
+        slot.creating.set(true);
+        let mut ep = ptr::null_mut();
+        // SAFETY: valid parameters; the address was checked and is padded, the error handler's argument outlives the worker.
+        let status = unsafe { core.ucx.ucp_ep_create(core.handle, &params, &mut ep) };
+        slot.creating.set(false);
+        if let Err(error) = status::check(core.ucx, doing, status) {
+            // A failure that was called back meanwhile is an event of a stale id.
+            core.endpoints.borrow_mut().retire(slot);
+            core.endpoints.borrow_mut().free.push(place);
+            return Err(error);
+        }
+        slot.ep.set(ep);
+        if reply {
+            core.endpoints.borrow_mut().by_handle.insert(ep as usize, slot.id());
+        }
+        self.settle(place);
+        Ok(slot.id())
+    }
+
+    /// Has UCX say when connecting is over.
+    fn settle(&mut self, place: NonNull<Slot>) {
+        let core = self.core();
+        // SAFETY: slots live as long as the core.
+        let slot = unsafe { place.as_ref() };
+        // SAFETY: integers, pointers and unions of optional functions: zero is valid.
+        let mut param: sys::ucp_request_param_t = unsafe { mem::zeroed() };
+        param.op_attr_mask = sys::UCP_OP_ATTR_FIELD_CALLBACK | sys::UCP_OP_ATTR_FIELD_USER_DATA;
+        param.cb.send = Some(callback::settled);
+        param.user_data = place.as_ptr().cast();
+        // SAFETY: a live endpoint; the slot outlives the request, because it is not reused before its end.
+        let request = unsafe { core.ucx.ucp_ep_flush_nbx(slot.ep.get(), &param) };
+        slot.settled.set(!sys::UCS_PTR_IS_PTR(request));
+    }
+
+    /// Closes an endpoint: its id is stale from here on, and what is in flight on it ends with an error event, now or with
+    /// later progress. A stale id changes nothing.
+    ///
+    /// While UCX is still connecting the endpoint, the close waits for that in the background. A peer that is stopped can
+    /// delay it without limit; until then the endpoint counts among [`super::Counters::endpoints`].
+    pub(crate) fn close(&mut self, id: EndpointId) {
+        let core = self.core();
+        let place = {
+            let mut table = core.endpoints.borrow_mut();
+            let Some(place) = table.slot(id).map(NonNull::from) else { return };
+            // SAFETY: slots live as long as the core.
+            let slot = unsafe { place.as_ref() };
+            table.retire(slot);
+            if !slot.settled.get() {
+                table.closing.push(place);
+                core.closing.set(table.closing.len());
+                return;
+            }
+            place
+        };
+        self.close_now(place);
+    }
+
+    /// Closes what waited for it and is settled.
+    #[cold]
+    pub(super) fn close_settled(&mut self) {
+        loop {
+            let core = self.core();
+            let next = core.endpoints.borrow_mut().pop_settled();
+            let Some(place) = next else { break };
+            self.close_now(place);
+        }
+        let left = self.core().endpoints.borrow().closing.len();
+        self.core().closing.set(left);
+    }
+
+    fn close_now(&mut self, place: NonNull<Slot>) {
+        let core = self.core();
+        // SAFETY: slots live as long as the core.
+        let ep = unsafe { place.as_ref() }.ep.replace(ptr::null_mut());
+        core.endpoints.borrow_mut().free.push(place);
+        // SAFETY: as in `create`.
+        let mut param: sys::ucp_request_param_t = unsafe { mem::zeroed() };
+        param.op_attr_mask = sys::UCP_OP_ATTR_FIELD_FLAGS;
+        param.flags = sys::UCP_EP_CLOSE_FLAG_FORCE;
+        // SAFETY: the slot held a live endpoint and does not any more, so this is its one close; nothing is borrowed, since
+        // completions are called in here.
+        let request = unsafe { core.ucx.ucp_ep_close_nbx(ep, &param) };
+        if sys::UCS_PTR_IS_PTR(request) {
+            // SAFETY: a request without a callback of ours; UCX releases it when it is done.
+            unsafe { core.ucx.ucp_request_free(request) };
+        } else if sys::UCS_PTR_IS_ERR(request) {
+            tracing::warn!(status = sys::UCS_PTR_STATUS(request).0, "ucx did not close an endpoint");
+        }
+    }
+
+    /// The transports that the endpoint uses at the moment, in lane order, such as `sysv`, `tcp/lo` or `rc_verbs/rxe0:1`.
+    /// Until the first messages went both ways UCX may still change them. Empty for a stale id.
+    pub(crate) fn endpoint_info(&self, id: EndpointId) -> String {
+        let core = self.core();
+        let Some(ep) = core.endpoints.borrow().slot(id).map(|slot| slot.ep.get()) else { return String::new() };
+        let mut text: *mut libc::c_char = ptr::null_mut();
+        let mut len = 0;
+        // SAFETY: two places to write to, valid until the stream is closed.
+        let stream = unsafe { libc::open_memstream(&mut text, &mut len) };
+        if stream.is_null() {
+            return String::new();
+        }
+        // SAFETY: a live endpoint of this thread's worker, and an open stream, closed once; then `text` is a C string of ours.
+        let printed = unsafe {
+            core.ucx.ucp_ep_print_info(ep, stream);
+            libc::fclose(stream);
+            if text.is_null() {
+                return String::new();
+            }
+            let printed = CStr::from_ptr(text).to_string_lossy().into_owned();
+            libc::free(text.cast());
+            printed
+        };
+        transports(&printed)
+    }
+}
+
+/// The transports in what `ucp_ep_print_info` prints: lines such as `#  lane[0]:  3:tcp/lo.0 md[1]  -> ...`. There is no
+/// other way before UCX 1.14, and this one works with all.
+fn transports(printed: &str) -> String {
+    let mut found: Vec<&str> = Vec::new();
+    for line in printed.lines() {
+        let Some((_, lane)) = line.split_once("lane[") else { continue };
+        let Some((_, rest)) = lane.split_once("]:") else { continue };
+        let first =
+            rest.split_whitespace().find(|word| !word.trim_end_matches(':').bytes().all(|b| b.is_ascii_digit()));
+        let Some(word) = first else { continue };
+        let resource = match word.split_once(':') {
+            Some((number, resource)) if number.bytes().all(|b| b.is_ascii_digit()) => resource,
+            _ => word,
+        };
+        // The path index comes last; device names may have points of their own.
+        let name = resource.rsplit_once('.').map_or(resource, |(name, _)| name);
+        let name = name.strip_suffix("/memory").unwrap_or(name);
+        if !found.contains(&name) {
+            found.push(name);
+        }
+    }
+    found.join("+")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lanes_are_read_from_the_printed_form() {
+        let printed = "#\n# UCP endpoint x\n#               peer: host:1\n\
+            #                 lane[0]: cm tcp\n\
+            #                 lane[1]:  2:sysv/memory.0 md[1]          -> md[1]/sysv/sysdev[255] am keepalive\n\
+            #                 lane[2]: 11:tcp/eth0.100.0 md[1]         -> md[1]/tcp/sysdev[255] rma_bw#0\n\
+            #                 lane[3]:  4:rc_verbs/rxe0:1.0 md[4]      -> md[4]/ib/sysdev[255] am_bw#1\n\
+            #                 lane[4]:  4:rc_verbs/rxe0:1.1 md[4]      -> md[4]/ib/sysdev[255] am_bw#2\n";
+        assert_eq!(transports(printed), "cm+sysv+tcp/eth0.100+rc_verbs/rxe0:1");
+        assert_eq!(transports("no lanes"), "");
+    }
+}

@@ -1,0 +1,597 @@
+//! One progress engine, owned by one thread.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    mem,
+    os::fd::RawFd,
+    ptr::{self, NonNull},
+    slice,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use ucx_sys::{self as sys, Ucx, ucp_worker_h, ucs_status_t};
+
+use super::{
+    MAX_AM_HEADER,
+    address::Checker,
+    callback,
+    cm::Listeners,
+    context::{Context, Registration},
+    endpoint::{EndpointId, Table, Target},
+    event::Event,
+    op::{Hold, Mode, Op, Ops, Payload, Sent},
+    returns::{Rendezvous, Return, Returns},
+    status,
+};
+use crate::{
+    error::{Error, ErrorKind},
+    frame::RecvBuf,
+};
+
+/// The one AM id. Unknown ids crash UCX (1.12 to 1.16), so everything goes by id 0 and our own header.
+const AM_ID: u32 = 0;
+
+/// How long dropping a worker waits for what is outstanding.
+const DROP_GRACE: Duration = Duration::from_millis(100);
+
+/// Workers that could not be destroyed, because the application or UCX still held something of theirs.
+static PARKED: AtomicU64 = AtomicU64::new(0);
+
+/// Number of workers of this process that were abandoned with their memory, see [`Worker::shutdown`].
+pub(crate) fn parked_workers() -> u64 {
+    PARKED.load(Ordering::Relaxed)
+}
+
+/// Whether the worker may sleep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub(crate) enum Armed {
+    /// The next thing to do makes the event fd readable. Any other call on the worker voids that.
+    Ok,
+    /// Something is there already: progress again.
+    Busy,
+}
+
+/// What is outstanding on a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Counters {
+    /// Sends whose event has not been taken.
+    pub(crate) sends: usize,
+    /// Fetches whose event has not been taken.
+    pub(crate) fetches: usize,
+    /// Eager messages in UCX's memory.
+    pub(crate) held_descriptors: usize,
+    /// Announced payloads, neither fetched nor refused.
+    pub(crate) announced: usize,
+    /// Endpoints not closed, or closed while they were being connected and still waiting for that.
+    pub(crate) endpoints: usize,
+    /// Events not taken.
+    pub(crate) events: usize,
+    /// Messages thrown away since the start, because their header was too long.
+    pub(crate) dropped: u64,
+}
+
+/// An entry of the event queue. Operations become events when they are taken, so that no user value is dropped in a callback.
+pub(super) enum Item {
+    Ready(Event),
+    Ended { op: NonNull<Op>, status: ucs_status_t },
+    Failed { ep: EndpointId, status: ucs_status_t },
+    Request(u64),
+}
+
+/// What callbacks reach: at a stable address, only through shared references.
+pub(super) struct Core {
+    pub(super) ucx: &'static Ucx,
+    pub(super) handle: ucp_worker_h,
+    queue: RefCell<VecDeque<Item>>,
+    ops: RefCell<Ops>,
+    pub(super) endpoints: RefCell<Table>,
+    pub(super) listeners: RefCell<Listeners>,
+    pub(super) returns: Arc<Returns>,
+    sends: Cell<usize>,
+    fetches: Cell<usize>,
+    pub(super) lent: Cell<usize>,
+    pub(super) announced: Cell<usize>,
+    pub(super) dropped: Cell<u64>,
+    /// Endpoints that wait to be closed.
+    pub(super) closing: Cell<usize>,
+}
+
+impl Core {
+    #[inline]
+    pub(super) fn push(&self, item: Item) {
+        self.queue.borrow_mut().push_back(item);
+    }
+}
+
+/// A UCX worker: sends, receives and connects, on the one thread that owns it.
+///
+/// All methods return at once. Work happens in [`progress`](Self::progress), results come from
+/// [`poll_event`](Self::poll_event).
+pub(crate) struct Worker {
+    core: NonNull<Core>,
+    address: Box<[u8]>,
+    checker: Checker,
+    event_fd: RawFd,
+    ended: bool,
+}
+
+impl Worker {
+    /// Makes a worker of the process's context.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoUcx`] without UCX, else what UCX says (file descriptors, shared memory).
+    pub(crate) fn new() -> Result<Self, Error> {
+        let context = Context::get().map_err(|reason| Error::new(ErrorKind::NoUcx, reason.to_string()))?;
+        let ucx = context.ucx;
+        // SAFETY: integers and pointers: zero is valid.
+        let mut params: sys::ucp_worker_params_t = unsafe { mem::zeroed() };
+        params.field_mask = u64::from(sys::UCP_WORKER_PARAM_FIELD_THREAD_MODE);
+        params.thread_mode = sys::UCS_THREAD_MODE_SINGLE;
+        let mut handle = ptr::null_mut();
+        // SAFETY: a live context, valid parameters, a place to write to.
+        let status = unsafe { ucx.ucp_worker_create(context.handle, &params, &mut handle) };
+        status::check(ucx, "creating a ucx worker", status)?;
+        let core = Box::new(Core {
+            ucx,
+            handle,
+            queue: RefCell::default(),
+            ops: RefCell::default(),
+            endpoints: RefCell::default(),
+            listeners: RefCell::default(),
+            returns: Returns::new(ucx, handle),
+            sends: Cell::new(0),
+            fetches: Cell::new(0),
+            lent: Cell::new(0),
+            announced: Cell::new(0),
+            dropped: Cell::new(0),
+            closing: Cell::new(0),
+        });
+        let core = NonNull::from(Box::leak(core));
+        // From here on dropping it cleans up.
+        let mut worker =
+            Self { core, address: Box::default(), checker: Checker::default(), event_fd: -1, ended: false };
+        // The handler comes first: a message that finds none crashes UCX, and the address is what brings messages.
+        worker.set_handler()?;
+        worker.event_fd = worker.query_event_fd()?;
+        worker.address = worker.query_address()?;
+        worker.checker = Checker::new(&worker.address);
+        Ok(worker)
+    }
+
+    fn set_handler(&self) -> Result<(), Error> {
+        let core = self.core();
+        let param = sys::ucp_am_handler_param_t {
+            field_mask: u64::from(
+                sys::UCP_AM_HANDLER_PARAM_FIELD_ID
+                    | sys::UCP_AM_HANDLER_PARAM_FIELD_FLAGS
+                    | sys::UCP_AM_HANDLER_PARAM_FIELD_CB
+                    | sys::UCP_AM_HANDLER_PARAM_FIELD_ARG,
+            ),
+            id: AM_ID,
+            flags: sys::UCP_AM_FLAG_WHOLE_MSG,
+            cb: Some(callback::on_message),
+            arg: self.core.as_ptr().cast(),
+        };
+        // SAFETY: the handler's argument outlives the worker.
+        let status = unsafe { core.ucx.ucp_worker_set_am_recv_handler(core.handle, &param) };
+        status::check(core.ucx, "setting the message handler of ucx", status)
+    }
+
+    fn query_event_fd(&self) -> Result<RawFd, Error> {
+        let (core, mut fd) = (self.core(), -1);
+        // SAFETY: a live worker and a place to write to.
+        let status = unsafe { core.ucx.ucp_worker_get_efd(core.handle, &mut fd) };
+        status::check(core.ucx, "getting the event fd of a ucx worker", status)?;
+        Ok(fd)
+    }
+
+    fn query_address(&self) -> Result<Box<[u8]>, Error> {
+        let core = self.core();
+        let (mut address, mut len) = (ptr::null_mut(), 0);
+        // SAFETY: a live worker and places to write to.
+        let status = unsafe { core.ucx.ucp_worker_get_address(core.handle, &mut address, &mut len) };
+        status::check(core.ucx, "getting the address of a ucx worker", status)?;
+        // SAFETY: UCX gave `len` bytes; they are released once, after the copy.
+        unsafe {
+            let copy = slice::from_raw_parts(address.cast::<u8>(), len).into();
+            core.ucx.ucp_worker_release_address(core.handle, address);
+            Ok(copy)
+        }
+    }
+
+    #[inline]
+    pub(super) fn core(&self) -> &Core {
+        // SAFETY: freed only when the worker ends; only shared references are ever made.
+        unsafe { self.core.as_ref() }
+    }
+
+    pub(super) fn core_ptr(&self) -> NonNull<Core> {
+        self.core
+    }
+
+    pub(super) fn checker(&self) -> Checker {
+        self.checker
+    }
+
+    /// What a peer needs to connect: opaque bytes, at most some hundred.
+    pub(crate) fn address(&self) -> &[u8] {
+        &self.address
+    }
+
+    /// Readable when an armed worker has something to do. It belongs to the worker: watch it, never read or close it.
+    pub(crate) fn event_fd(&self) -> RawFd {
+        self.event_fd
+    }
+
+    /// Does a bounded piece of work: sends, receives, connects, calls back. Zero means that nothing was left to do.
+    #[inline]
+    pub(crate) fn progress(&mut self) -> u32 {
+        let returned = if self.core().returns.is_empty() { 0 } else { self.take_back() };
+        let core = self.core();
+        // SAFETY: the owning thread, not inside a callback (those have no `Worker`).
+        let worked = unsafe { core.ucx.ucp_worker_progress(core.handle) };
+        if core.closing.get() > 0 {
+            self.close_settled();
+        }
+        returned + worked
+    }
+
+    /// Asks for the event fd to become readable with the next event.
+    ///
+    /// # Errors
+    /// What UCX says; the worker can't sleep then.
+    pub(crate) fn arm(&mut self) -> Result<Armed, Error> {
+        let core = self.core();
+        if !core.returns.is_empty() || !core.queue.borrow().is_empty() {
+            return Ok(Armed::Busy);
+        }
+        // SAFETY: a live worker of this thread.
+        match unsafe { core.ucx.ucp_worker_arm(core.handle) } {
+            ucs_status_t::UCS_OK => Ok(Armed::Ok),
+            ucs_status_t::UCS_ERR_BUSY => Ok(Armed::Busy),
+            other => Err(status::error(core.ucx, "arming a ucx worker", other)),
+        }
+    }
+
+    /// Sends a small message: header and parts are copied, and the payload is `parts` joined.
+    ///
+    /// No allocation when operations can be reused. Meant for payloads of a few KiB.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Closed`] for a stale id, [`ErrorKind::Reset`] for a failed endpoint, [`ErrorKind::Limit`] for a header
+    /// above [`MAX_AM_HEADER`]; then nothing was sent.
+    #[inline]
+    pub(crate) fn send_copy(
+        &mut self,
+        ep: EndpointId,
+        header: &[u8],
+        parts: [&[u8]; 2],
+        token: u64,
+    ) -> Result<Sent, Error> {
+        let (target, op) = self.begin(ep, header, token)?;
+        // SAFETY: free until UCX gets it.
+        let buffer = unsafe { &mut (*op.as_ptr()).buffer };
+        let len = parts[0].len() + parts[1].len();
+        buffer.reserve(len);
+        buffer.extend_from_slice(parts[0]);
+        buffer.extend_from_slice(parts[1]);
+        let payload = buffer[header.len()..].as_ptr();
+        // SAFETY: the payload is part of the operation.
+        unsafe { self.submit(&target, op, header.len(), payload, len, Mode::Eager, ptr::null_mut()) }
+    }
+
+    /// Sends a header with a payload that stays where it is until the operation is over.
+    ///
+    /// # Errors
+    /// As [`send_copy`](Self::send_copy); the payload is dropped.
+    pub(crate) fn send_owned(
+        &mut self,
+        ep: EndpointId,
+        header: &[u8],
+        payload: Payload,
+        mode: Mode,
+        token: u64,
+    ) -> Result<Sent, Error> {
+        let (target, op) = self.begin(ep, header, token)?;
+        let (data, len) = (payload.as_slice().as_ptr(), payload.as_slice().len());
+        let memh = match &payload {
+            Payload::Pool(buf) => memory_handle(buf.registration()),
+            Payload::Bytes(_) => ptr::null_mut(),
+        };
+        // SAFETY: free until UCX gets it.
+        unsafe { (*op.as_ptr()).hold = Hold::Payload(payload) };
+        // SAFETY: the payload is held by the operation, and moving it there did not move its bytes.
+        unsafe { self.submit(&target, op, header.len(), data, len, mode, memh) }
+    }
+
+    #[inline]
+    fn begin(&mut self, ep: EndpointId, header: &[u8], token: u64) -> Result<(Target, NonNull<Op>), Error> {
+        let core = self.core();
+        let target = core.endpoints.borrow().target(ep)?;
+        if header.len() > MAX_AM_HEADER {
+            return Err(header_too_long());
+        }
+        let op = core.ops.borrow_mut().take(self.core);
+        // SAFETY: a free operation is known to nobody else.
+        let free = unsafe { &mut *op.as_ptr() };
+        free.token = token;
+        free.buffer.clear();
+        free.buffer.extend_from_slice(header);
+        Ok((target, op))
+    }
+
+    /// # Safety
+    /// `op` comes from `begin`; its buffer starts with the header, and `payload[..len]` is kept by it.
+    #[inline]
+    #[allow(clippy::too_many_arguments)]
+    unsafe fn submit(
+        &mut self,
+        target: &Target,
+        op: NonNull<Op>,
+        header_len: usize,
+        payload: *const u8,
+        len: usize,
+        mode: Mode,
+        memh: sys::ucp_mem_h,
+    ) -> Result<Sent, Error> {
+        let core = self.core();
+        // SAFETY: by the contract the operation is still ours alone.
+        let ours = unsafe { &mut *op.as_ptr() };
+        let mut flags = match mode {
+            Mode::Eager => sys::UCP_AM_SEND_FLAG_EAGER,
+            Mode::Rendezvous => sys::UCP_AM_SEND_FLAG_RNDV,
+        };
+        if target.reply {
+            flags |= sys::UCP_AM_SEND_FLAG_REPLY;
+        }
+        ours.param.flags = flags;
+        ours.param.cb.send = Some(callback::sent);
+        set_memory_handle(&mut ours.param, memh);
+        let (header, param) = (ours.buffer.as_ptr().cast(), &raw const ours.param);
+        // SAFETY: a live endpoint; header and payload are kept by the operation until its end was taken; nothing is borrowed.
+        let request =
+            unsafe { core.ucx.ucp_am_send_nbx(target.ep, AM_ID, header, header_len, payload.cast(), len, param) };
+        if sys::UCS_PTR_IS_PTR(request) {
+            core.sends.set(core.sends.get() + 1);
+            return Ok(Sent::Pending);
+        }
+        // SAFETY: null and errors mean that UCX knows nothing of the operation any more.
+        unsafe { self.recycle(op) };
+        if request.is_null() { Ok(Sent::Done) } else { Err(self.refused("sending", request)) }
+    }
+
+    /// # Safety
+    /// UCX does not know `op` any more, and it was not recycled before.
+    #[inline]
+    unsafe fn recycle(&self, op: NonNull<Op>) -> Hold {
+        // SAFETY: by the contract.
+        let hold = unsafe { mem::replace(&mut (*op.as_ptr()).hold, Hold::Nothing) };
+        // SAFETY: by the contract.
+        unsafe { self.core().ops.borrow_mut().put(op) };
+        hold
+    }
+
+    #[cold]
+    fn refused(&self, doing: &str, request: sys::ucs_status_ptr_t) -> Error {
+        status::error(self.core().ucx, doing, sys::UCS_PTR_STATUS(request))
+    }
+
+    /// Fetches an announced payload to the front of `buf`. The end is always an event.
+    ///
+    /// # Errors
+    /// With the target back: [`ErrorKind::Limit`] if it is shorter than the payload, [`ErrorKind::Invalid`] for another
+    /// worker's announcement (both refuse the payload), else what UCX says.
+    pub(crate) fn fetch(&mut self, rndv: Rendezvous, mut buf: RecvBuf, token: u64) -> Result<(), (Error, RecvBuf)> {
+        let core = self.core();
+        if !rndv.is_of(&core.returns) {
+            return Err((Error::new(ErrorKind::Invalid, "the payload was announced to another ucx worker"), buf));
+        }
+        let len = rndv.len();
+        if buf.len() < len {
+            return Err((Error::new(ErrorKind::Limit, format!("{len} bytes do not fit into {}", buf.len())), buf));
+        }
+        let memh = match &buf {
+            RecvBuf::Pool(pool) => memory_handle(pool.registration()),
+            _ => ptr::null_mut(),
+        };
+        let data = buf.as_mut_slice().as_mut_ptr();
+        let op = core.ops.borrow_mut().take(self.core);
+        // SAFETY: a free operation is known to nobody else.
+        let ours = unsafe { &mut *op.as_ptr() };
+        ours.token = token;
+        ours.hold = Hold::Target(buf);
+        if len == 0 {
+            // UCX 1.13 leaks the descriptor of an empty one that is fetched; releasing it completes the sender as well.
+            drop(rndv);
+            core.fetches.set(core.fetches.get() + 1);
+            core.push(Item::Ended { op, status: ucs_status_t::UCS_OK });
+            return Ok(());
+        }
+        ours.param.flags = 0;
+        ours.param.cb.recv_am = Some(callback::fetched);
+        set_memory_handle(&mut ours.param, memh);
+        let (desc, param) = (rndv.into_desc(), &raw const ours.param);
+        core.announced.set(core.announced.get() - 1);
+        // SAFETY: an unused descriptor of this worker; exactly the announced length, which UCX asserts, of a buffer that the
+        // operation keeps; moving it there did not move its bytes. Nothing is borrowed.
+        let request =
+            unsafe { core.ucx.ucp_am_recv_data_nbx(core.handle, desc.0.as_ptr().cast(), data.cast(), len, param) };
+        if sys::UCS_PTR_IS_ERR(request) {
+            // SAFETY: not started, so UCX does not know the operation. The descriptor is lost: UCX has marked it as used.
+            let Hold::Target(buf) = (unsafe { self.recycle(op) }) else { unreachable!("it was just put there") };
+            return Err((self.refused("fetching", request), buf));
+        }
+        core.fetches.set(core.fetches.get() + 1);
+        if request.is_null() {
+            core.push(Item::Ended { op, status: ucs_status_t::UCS_OK });
+        }
+        Ok(())
+    }
+
+    /// Does not fetch an announced payload. The sender's operation completes as if it had been.
+    pub(crate) fn refuse(&mut self, rndv: Rendezvous) {
+        drop(rndv);
+        self.take_back();
+    }
+
+    /// The next event, in the order in which UCX called back.
+    #[inline]
+    pub(crate) fn poll_event(&mut self) -> Option<Event> {
+        loop {
+            let core = self.core();
+            let item = core.queue.borrow_mut().pop_front()?;
+            return Some(match item {
+                Item::Ready(event) => event,
+                Item::Ended { op, status } => self.finish(op, status),
+                Item::Failed { ep, status } => {
+                    Event::EndpointFailed { ep, error: status::error(core.ucx, "the connection broke", status) }
+                }
+                Item::Request(number) => match self.announce_request(number) {
+                    Some(event) => event,
+                    None => continue,
+                },
+            });
+        }
+    }
+
+    fn finish(&mut self, op: NonNull<Op>, status: ucs_status_t) -> Event {
+        let core = self.core();
+        // SAFETY: UCX has called back for it, and each operation is in the queue at most once.
+        let token = unsafe { (*op.as_ptr()).token };
+        // SAFETY: as above.
+        match unsafe { self.recycle(op) } {
+            Hold::Target(buf) => {
+                core.fetches.set(core.fetches.get() - 1);
+                Event::FetchDone { token, buf, result: status::check(core.ucx, "fetching", status) }
+            }
+            Hold::Payload(_) | Hold::Nothing => {
+                core.sends.set(core.sends.get() - 1);
+                Event::SendDone { token, result: status::check(core.ucx, "sending", status) }
+            }
+        }
+    }
+
+    /// Gives UCX back what was dropped since the last time.
+    #[cold]
+    fn take_back(&mut self) -> u32 {
+        let mut count = 0;
+        let core = self.core();
+        while let Some(item) = core.returns.pop() {
+            count += 1;
+            let (desc, counter) = match item {
+                Return::Eager(desc) => (desc, &core.lent),
+                Return::Announced(desc) => (desc, &core.announced),
+                Return::Request(number) => {
+                    self.reject_number(number);
+                    continue;
+                }
+            };
+            counter.set(counter.get() - 1);
+            // SAFETY: lent by this worker, not fetched, and its one owner is gone; nothing is borrowed.
+            unsafe { core.ucx.ucp_am_data_release(core.handle, desc.0.as_ptr().cast()) };
+        }
+        count
+    }
+
+    /// What is outstanding.
+    pub(crate) fn inflight(&self) -> Counters {
+        let core = self.core();
+        Counters {
+            sends: core.sends.get(),
+            fetches: core.fetches.get(),
+            held_descriptors: core.lent.get(),
+            announced: core.announced.get(),
+            endpoints: core.endpoints.borrow().open(),
+            events: core.queue.borrow().len(),
+            dropped: core.dropped.get(),
+        }
+    }
+
+    /// Ends the worker: closes listeners and endpoints, waits until `deadline` for what is in flight and for messages that
+    /// the application still holds, and destroys it. Untaken events are dropped. True if all went well.
+    ///
+    /// What the application holds is UCX's memory, which must not go away under it. So if something is still held at the
+    /// deadline the worker is **parked**: it is abandoned with its memory and descriptors for the life of the process,
+    /// logged, and counted by [`parked_workers`]. Its endpoints are closed all the same.
+    pub(crate) fn shutdown(mut self, deadline: Instant) -> bool {
+        self.end(deadline)
+    }
+
+    fn end(&mut self, deadline: Instant) -> bool {
+        self.ended = true;
+        self.close_listeners();
+        // Announcements that nobody took are refused while there still is an endpoint to tell the sender by.
+        while let Some(event) = self.poll_event() {
+            drop(event);
+        }
+        self.progress();
+        let open = self.core().endpoints.borrow().ids();
+        open.into_iter().for_each(|ep| self.close(ep));
+        loop {
+            let worked = self.progress() > 0;
+            let mut drained = false;
+            while let Some(event) = self.poll_event() {
+                drained = true;
+                drop(event);
+            }
+            let left = Counters { dropped: 0, ..self.inflight() };
+            if left == Counters::default() {
+                break;
+            }
+            if !worked && !drained {
+                if Instant::now() >= deadline {
+                    return self.park(left);
+                }
+                std::thread::sleep(Duration::from_micros(200));
+            }
+        }
+        let core = self.core();
+        core.returns.close();
+        // SAFETY: no endpoints, operations or lent memory are left, and nobody signals any more. Destroyed once: `ended`.
+        unsafe { core.ucx.ucp_worker_destroy(core.handle) };
+        // SAFETY: leaked from a box in `new`; UCX, which had pointers to it, is done with it.
+        drop(unsafe { Box::from_raw(self.core.as_ptr()) });
+        true
+    }
+
+    #[cold]
+    fn park(&mut self, left: Counters) -> bool {
+        self.core().returns.close();
+        PARKED.fetch_add(1, Ordering::Relaxed);
+        tracing::warn!(?left, "a ucx worker is abandoned with its memory: something of it is still in use");
+        false
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.end(Instant::now() + DROP_GRACE);
+        }
+    }
+}
+
+#[inline]
+fn set_memory_handle(param: &mut sys::ucp_request_param_t, memh: sys::ucp_mem_h) {
+    param.memh = memh;
+    if memh.is_null() {
+        param.op_attr_mask &= !sys::UCP_OP_ATTR_FIELD_MEMH;
+    } else {
+        param.op_attr_mask |= sys::UCP_OP_ATTR_FIELD_MEMH;
+    }
+}
+
+fn memory_handle(registration: Option<&(dyn std::any::Any + Send + Sync)>) -> sys::ucp_mem_h {
+    registration.and_then(|any| any.downcast_ref::<Registration>()).map_or(ptr::null_mut(), |known| known.memh)
+}
+
+#[cold]
+fn header_too_long() -> Error {
+    Error::new(ErrorKind::Limit, format!("an am header has at most {MAX_AM_HEADER} bytes"))
+}
