@@ -30,8 +30,8 @@ mod tests;
 
 use std::{
     io::{self, IoSlice, IoSliceMut, Read},
-    net::Shutdown,
-    os::fd::{AsFd, BorrowedFd},
+    net::{Shutdown, SocketAddr},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
     sync::Arc,
 };
 
@@ -100,6 +100,14 @@ impl Stream {
         }
     }
 
+    /// The peer's and this side's address, as far as they are IP addresses.
+    pub(crate) fn addresses(&self) -> (Option<SocketAddr>, Option<SocketAddr>) {
+        match self {
+            Self::Tcp(s) => (s.peer_addr().ok(), s.local_addr().ok()),
+            Self::Unix(_) => (None, None),
+        }
+    }
+
     /// Takes the error that the socket has been holding, if any.
     pub(crate) fn take_error(&self) -> io::Result<Option<io::Error>> {
         match self {
@@ -118,7 +126,8 @@ impl Stream {
         done.or_else(|e| if e.kind() == io::ErrorKind::NotConnected { Ok(()) } else { Err(e) })
     }
 
-    fn read(&self, buf: &mut [u8]) -> io::Result<usize> {
+    /// Reads what is there; `WouldBlock` if nothing is.
+    pub(crate) fn read(&self, buf: &mut [u8]) -> io::Result<usize> {
         retry(|| match self {
             Self::Tcp(s) => (&*s).read(buf),
             Self::Unix(s) => (&*s).read(buf),
@@ -132,8 +141,10 @@ impl Stream {
         })
     }
 
+    /// Writes what the kernel takes; `WouldBlock` if nothing.
+    ///
     /// `send(2)`, not `write(2)`: a peer that is gone must not raise SIGPIPE in a program that left it at its default.
-    fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+    pub(crate) fn write(&self, bytes: &[u8]) -> io::Result<usize> {
         let send = || Ok(rustix::net::send(self, bytes, SendFlags::NOSIGNAL)?);
         retry(|| match self {
             Self::Tcp(s) => s.try_io(send),
@@ -151,6 +162,12 @@ impl Stream {
             Self::Tcp(s) => s.try_io(send),
             Self::Unix(s) => s.try_io(send),
         })
+    }
+}
+
+impl AsRawFd for Stream {
+    fn as_raw_fd(&self) -> RawFd {
+        self.as_fd().as_raw_fd()
     }
 }
 

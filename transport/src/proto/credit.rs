@@ -175,14 +175,18 @@ impl RecvCredit {
     /// this, [`RecvCredit::take_return`] must be called with [`Urgency::Standalone`] before the dispatcher sleeps.
     #[inline]
     pub fn on_consumed(&mut self, bytes: u64) {
-        let left = self.outstanding.bytes - self.consumed.bytes;
-        debug_assert!(self.consumed.messages < self.outstanding.messages, "consumed a frame that never arrived");
-        debug_assert!(bytes <= left, "consumed more than arrived");
+        self.on_consumed_many(Credit { messages: 1, bytes });
+    }
+
+    /// Counts several frames at once, as [`RecvCredit::on_consumed`].
+    #[inline]
+    pub fn on_consumed_many(&mut self, frames: Credit) {
+        let held = self.held();
+        debug_assert!(frames.messages <= held.messages, "consumed a frame that never arrived");
+        debug_assert!(frames.bytes <= held.bytes, "consumed more than arrived");
         // A miscount of ours must not become the peer's violation.
-        if self.consumed.messages < self.outstanding.messages {
-            self.consumed.messages += 1;
-            self.consumed.bytes += bytes.min(left);
-        }
+        self.consumed.messages += frames.messages.min(held.messages);
+        self.consumed.bytes += frames.bytes.min(held.bytes);
     }
 
     /// What to return now, if it is worth it: all that is consumed, once.

@@ -3,6 +3,7 @@
 use std::{
     fmt, fs, io,
     net::SocketAddr,
+    os::fd::{AsRawFd, RawFd},
     os::unix::fs::{FileTypeExt, MetadataExt},
     path::{Path, PathBuf},
 };
@@ -175,6 +176,15 @@ impl event::Source for Listener {
         match &mut self.socket {
             ListenSocket::Tcp(s) => s.deregister(registry),
             ListenSocket::Unix(s, _) => s.deregister(registry),
+        }
+    }
+}
+
+impl AsRawFd for Listener {
+    fn as_raw_fd(&self) -> RawFd {
+        match &self.socket {
+            ListenSocket::Tcp(s) => s.as_raw_fd(),
+            ListenSocket::Unix(s, _) => s.as_raw_fd(),
         }
     }
 }

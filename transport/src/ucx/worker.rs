@@ -4,7 +4,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
     mem,
-    os::fd::RawFd,
+    os::fd::{BorrowedFd, RawFd},
     ptr::{self, NonNull},
     slice,
     sync::{
@@ -225,8 +225,9 @@ impl Worker {
     }
 
     /// Readable when an armed worker has something to do. It belongs to the worker: watch it, never read or close it.
-    pub(crate) fn event_fd(&self) -> RawFd {
-        self.event_fd
+    pub(crate) fn event_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the worker's own descriptor, open until the worker is destroyed.
+        unsafe { BorrowedFd::borrow_raw(self.event_fd) }
     }
 
     /// Does a bounded piece of work: sends, receives, connects, calls back. Zero means that nothing was left to do.

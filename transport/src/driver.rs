@@ -1,0 +1,193 @@
+//! The driver: the one place that joins sockets, UCX, protocol and queues. It moves things between rooms.
+//!
+//! Everything here belongs to one thread. Handles reach it through lock-free queues and the waker, or, on its own
+//! thread, through [`send_at_once`].
+
+mod accept;
+mod conn;
+mod dial;
+mod end;
+mod io;
+mod mem_link;
+mod opening;
+mod receive;
+mod run;
+mod send;
+pub(crate) mod table;
+mod tasks;
+mod tcp_link;
+mod ucx_link;
+
+use std::{
+    cell::{Cell, RefCell},
+    future::Future,
+    net::SocketAddr,
+    pin::pin,
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll, Wake, Waker},
+    time::{Duration, Instant},
+};
+
+pub use self::run::LocalDispatcher;
+pub(crate) use self::{
+    accept::{ListenSocket, ListenerShared, register_mem},
+    conn::ConnCore,
+    io::Io,
+    mem_link::MemParty,
+    send::{Pumped, SendHalf},
+    tasks::{LocalFuture, Woken},
+};
+use self::{
+    io::Core,
+    tasks::{ReadyTasks, Tasks},
+};
+use crate::{
+    Address, Error, ErrorKind, Result,
+    connection::{self, DriverHalf, Outgoing},
+    dispatcher::{self, SleepState},
+    event::{pipe::ReadyPipe, poller::Key},
+    plan::{FetchReply, PendingId},
+    tcp,
+};
+
+/// What handles ask of a dispatcher.
+pub(crate) enum Command {
+    /// Open a connection; the addresses are tried in order.
+    Connect { half: DriverHalf, address: Address, resolved: Vec<SocketAddr> },
+    /// Serve a listener that is bound already.
+    Listen { listener: Arc<ListenerShared>, socket: ListenSocket },
+    /// Stop listening.
+    Unlisten { listener: Arc<ListenerShared> },
+    /// The listener has room again.
+    ResumeAccept { listener: Arc<ListenerShared> },
+    /// A socket that another dispatcher accepted for this one.
+    Adopt { listener: Arc<ListenerShared>, stream: tcp::Stream },
+    /// A connection from another party of this process.
+    AdoptMem { listener: Arc<ListenerShared>, peer: MemParty },
+    /// The answer to it.
+    MemAnswer { to: Key, peer: Result<MemParty> },
+    /// The dispatcher's end of a readiness pipe.
+    Pipe { shared: Arc<connection::Shared>, pipe: ReadyPipe },
+    /// Fetch or refuse an announced body.
+    Fetch { connection: Key, id: PendingId, reply: FetchReply },
+    /// A local task.
+    Spawn(Box<dyn FnOnce() -> LocalFuture + Send>),
+    /// A timer.
+    Sleep { at: Instant, state: Arc<SleepState> },
+}
+
+impl Command {
+    /// Ends what it stands for, when the dispatcher has stopped.
+    pub(crate) fn reject(self) {
+        let stopped = || Error::new(ErrorKind::Stopped, "the dispatcher has stopped");
+        match self {
+            Self::Connect { half, .. } => half.shared.finish(stopped()),
+            Self::Fetch { reply, .. } => reply.fail(stopped()),
+            Self::AdoptMem { peer, .. } => peer.answer(Err(stopped())),
+            Self::Sleep { state, .. } => {
+                state.fired.store(true, std::sync::atomic::Ordering::Release);
+                state.waker.wake();
+            }
+            Self::Listen { .. }
+            | Self::Unlisten { .. }
+            | Self::ResumeAccept { .. }
+            | Self::Adopt { .. }
+            | Self::MemAnswer { .. }
+            | Self::Pipe { .. }
+            | Self::Spawn(_) => {}
+        }
+    }
+}
+
+/// The dispatcher that runs on this thread.
+#[derive(Clone)]
+struct Current {
+    shared: Arc<dispatcher::Shared>,
+    core: Rc<RefCell<Core>>,
+    tasks: Rc<RefCell<Tasks>>,
+    ready: Rc<RefCell<ReadyTasks>>,
+}
+
+thread_local! {
+    /// The running dispatcher's id, 0 for none: the quick look.
+    static CURRENT_ID: Cell<u64> = const { Cell::new(0) };
+    static CURRENT: RefCell<Option<Current>> = const { RefCell::new(None) };
+}
+
+/// Whether dispatcher `id` runs on this thread.
+#[inline]
+pub(crate) fn is_current(id: u64) -> bool {
+    CURRENT_ID.get() == id
+}
+
+/// The running dispatcher's shared half.
+pub(crate) fn current_shared() -> Option<Arc<dispatcher::Shared>> {
+    CURRENT.with_borrow(|current| current.as_ref().map(|c| c.shared.clone()))
+}
+
+/// The ready list of dispatcher `id`, if it runs on this thread.
+fn current_tasks(id: u64) -> Option<Rc<RefCell<ReadyTasks>>> {
+    if !is_current(id) {
+        return None;
+    }
+    CURRENT.with_borrow(|current| current.as_ref().map(|c| c.ready.clone()))
+}
+
+/// Adds a local task to the dispatcher that runs on this thread.
+///
+/// # Errors
+/// Gives the future back as an error text if none runs here.
+pub fn spawn_local(future: impl Future<Output = ()> + 'static) -> Result<()> {
+    let tasks = CURRENT.with_borrow(|current| current.as_ref().map(|c| c.tasks.clone()));
+    match tasks {
+        Some(tasks) => {
+            tasks.borrow_mut().spawn(Box::pin(future));
+            Ok(())
+        }
+        None => Err(Error::new(ErrorKind::Invalid, "spawn_local: no dispatcher runs on this thread")),
+    }
+}
+
+/// Sends without a queue where that keeps the order: on the dispatcher's own thread, or on an idle TCP connection.
+#[inline]
+pub(crate) fn send_at_once(shared: &connection::Shared, outgoing: Outgoing, len: u64) -> Result<(), Outgoing> {
+    if is_current(shared.dispatcher.id) {
+        CURRENT.with_borrow(|current| match current.as_ref().map(|c| c.core.try_borrow_mut()) {
+            Some(Ok(mut core)) => core.send_now(shared, outgoing, len),
+            _ => Err(outgoing),
+        })
+    } else {
+        send::by_caller(shared, outgoing, len)
+    }
+}
+
+struct Parker(std::thread::Thread);
+
+impl Wake for Parker {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+/// Blocks this thread on a future that the dispatcher, on another thread, makes ready.
+pub(crate) fn block_elsewhere<F: Future>(dispatcher: &Arc<dispatcher::Shared>, future: F) -> Result<F::Output> {
+    if is_current(dispatcher.id) {
+        return Err(Error::new(
+            ErrorKind::Invalid,
+            "a blocking call on the dispatcher's own thread would wait for itself: use .await or block_on",
+        ));
+    }
+    let mut future = pin!(future);
+    let waker = Waker::from(Arc::new(Parker(std::thread::current())));
+    let mut cx = Context::from_waker(&waker);
+    loop {
+        if let Poll::Ready(output) = future.as_mut().poll(&mut cx) {
+            return Ok(output);
+        }
+        std::thread::park();
+    }
+}
+
+/// How long a stopping dispatcher waits for UCX to give back what it still holds.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);

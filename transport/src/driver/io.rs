@@ -1,0 +1,178 @@
+//! What one dispatcher owns: the table of connections, and the I/O that they share.
+
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use slab::Slab;
+
+use super::{
+    accept::Listening,
+    conn::Conn,
+    table::Table,
+    ucx_link::UcxOp,
+};
+use crate::{
+    Error, FallbackReason, Result,
+    dispatcher::{self, SleepState},
+    event::{
+        poller::{Edge, Key, Poller},
+        timer::{TimerId, Timers},
+    },
+    ucx,
+};
+
+/// The dispatcher's shared read buffer, bytes: several of the kernel's largest segments at once.
+const SCRATCH: usize = 256 << 10;
+
+/// What stands behind a key of the poller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// The socket of a connection, whatever it is used for at the moment.
+    Socket(Key),
+    /// The readiness pipe of a connection.
+    Pipe(Key),
+    /// A listener.
+    Listener(Key),
+    /// The UCX worker.
+    Worker,
+}
+
+/// What a timer is for.
+pub(crate) enum Timer {
+    /// A connection's next deadline.
+    Connection(Key),
+    /// Accept again after a pause.
+    Listener(Key),
+    /// Somebody's [`crate::Sleep`].
+    Sleep(Arc<SleepState>),
+}
+
+/// The UCX worker, made when the first connection needs it.
+pub(crate) enum WorkerSlot {
+    Unused,
+    Failed(FallbackReason),
+    Ready { worker: ucx::Worker, source: Key },
+}
+
+/// The I/O that the connections of a dispatcher share.
+pub(crate) struct Io {
+    pub(crate) shared: Arc<dispatcher::Shared>,
+    pub(crate) poller: Poller,
+    pub(crate) sources: Table<Source>,
+    pub(crate) timers: Timers<Timer>,
+    pub(crate) worker: WorkerSlot,
+    pub(crate) ops: Slab<UcxOp>,
+    /// The time, as of this turn: good enough for liveness and deadlines of many milliseconds.
+    pub(crate) now: Instant,
+    pub(crate) scratch: Box<[u8]>,
+    /// Connections that this thread itself has found ready, in turn.
+    pub(crate) ready: VecDeque<Key>,
+    /// Connections that are to be ended, because it was found out where they can't be.
+    pub(crate) doomed: Vec<(Key, Error)>,
+    pub(crate) edges: Vec<Edge>,
+    pub(crate) turns_to_poll: u32,
+    /// Sleeps given up in a row because UCX's descriptor was ready and nothing was found.
+    pub(crate) useless_edges: u32,
+}
+
+impl Io {
+    pub(crate) fn new(shared: Arc<dispatcher::Shared>, poller: Poller) -> Self {
+        Self {
+            shared,
+            poller,
+            sources: Table::new(),
+            timers: Timers::new(),
+            worker: WorkerSlot::Unused,
+            ops: Slab::new(),
+            now: Instant::now(),
+            scratch: vec![0; SCRATCH].into_boxed_slice(),
+            ready: VecDeque::new(),
+            doomed: Vec::new(),
+            edges: Vec::new(),
+            turns_to_poll: 0,
+            useless_edges: 0,
+        }
+    }
+
+    /// The UCX worker, started if need be.
+    pub(crate) fn worker(&mut self) -> Result<&mut ucx::Worker, FallbackReason> {
+        if matches!(self.worker, WorkerSlot::Unused) {
+            self.worker = match self.start_worker() {
+                Ok((worker, source)) => WorkerSlot::Ready { worker, source },
+                Err(reason) => WorkerSlot::Failed(reason),
+            };
+        }
+        match &mut self.worker {
+            WorkerSlot::Ready { worker, .. } => Ok(worker),
+            WorkerSlot::Failed(reason) => Err(reason.clone()),
+            WorkerSlot::Unused => unreachable!("started above"),
+        }
+    }
+
+    fn start_worker(&mut self) -> Result<(ucx::Worker, Key), FallbackReason> {
+        if !self.shared.config.ucx {
+            return Err(FallbackReason::Disabled("the dispatcher is configured without ucx".into()));
+        }
+        let context = ucx::Context::get().map_err(Clone::clone)?;
+        self.shared.pool.set_registrar(Arc::new(context));
+        let failed = |error: String| FallbackReason::Failed(error.into());
+        let worker = ucx::Worker::new().map_err(|e| failed(e.to_string()))?;
+        let source = self.sources.insert(Source::Worker);
+        if let Err(error) = self.poller.add_readable(&worker.event_fd(), source) {
+            self.sources.remove(source);
+            return Err(failed(format!("watching the worker: {error}")));
+        }
+        Ok((worker, source))
+    }
+
+    /// The worker, if it runs.
+    #[inline]
+    pub(crate) fn live_worker(&mut self) -> Option<&mut ucx::Worker> {
+        match &mut self.worker {
+            WorkerSlot::Ready { worker, .. } => Some(worker),
+            _ => None,
+        }
+    }
+
+    /// Arms a timer that is due no later than `at`, in the place of `current`.
+    pub(crate) fn sooner(&mut self, current: &mut Option<TimerId>, at: Instant, timer: Timer) {
+        if let Some(id) = *current {
+            if id.at() <= at {
+                return;
+            }
+            self.timers.cancel(id);
+        }
+        *current = Some(self.timers.insert(at, timer));
+    }
+
+    /// The deadline `after` from now.
+    pub(crate) fn after(&self, after: Duration) -> Instant {
+        // Durations that overflow the clock mean "never": a century will do.
+        self.now.checked_add(after).unwrap_or_else(|| self.now + Duration::from_secs(3_000_000_000))
+    }
+
+    /// Publishes the gauges.
+    pub(crate) fn publish(&mut self, connections: usize) {
+        let counters = &self.shared.counters;
+        counters.connections.set(connections as u64);
+        counters.sources.set(self.sources.len() as u64);
+        counters.timers.set(self.timers.len() as u64);
+        counters.ucx_inflight.set(self.ops.len() as u64);
+        if let WorkerSlot::Ready { worker, .. } = &self.worker {
+            let inside = worker.inflight();
+            counters.ucx_held.set(inside.held_descriptors as u64);
+            counters.ucx_endpoints.set(inside.endpoints as u64);
+        }
+    }
+}
+
+/// Everything that belongs to one dispatcher, but for its tasks.
+pub(crate) struct Core {
+    pub(crate) io: Io,
+    pub(crate) conns: Table<Conn>,
+    pub(crate) listeners: Table<Listening>,
+    pub(crate) ring: crate::queue::RingReceiver<u64>,
+}

@@ -1,0 +1,598 @@
+//! From a socket to an open connection: the hello, the proof of UCX's path, and the fallback.
+//!
+//! The dialling side decides. Once both sides have agreed on UCX it sends PROVE and waits for PROVED, says READY over the
+//! socket and is open; the accepting side is open when READY (or the first data) has come. Before that either side may
+//! give UCX up with a Fallback message; each answers the other's Fallback with its own, and a side that has both sent and
+//! received one is open over TCP, on the same socket.
+
+use std::{
+    collections::VecDeque,
+    hash::{BuildHasher, Hasher, RandomState},
+    io,
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+    time::Instant,
+};
+
+use bytes::{Buf, BytesMut};
+
+use super::{
+    ConnCore, Io,
+    conn::Link,
+    mem_link::MemInbox,
+    send::Numbering,
+    tcp_link::TcpLink,
+    ucx_link::{self, UcxLink},
+};
+use crate::{
+    Address, Error, ErrorKind, FallbackReason, Result,
+    config::ConnectionConfig,
+    connection::{ConnectionInfo, Transport},
+    event::poller::Key,
+    framing::{Detect, Framer},
+    proto::{
+        header::{Credit, FrameHeader, Kind, MAX_HEADER},
+        hello::{self, Accept, ClientHello, Decoded, Fallback, MAGIC, Message, Ready, Reject, UcxInfo, Want},
+        negotiate::{self, Answer, Local, Policy, RejectCode, Verdict},
+    },
+    tcp::{self, Mode, ReadLimits, Stream},
+    ucx::EndpointId,
+};
+
+/// Bytes read at once while shaking hands. A hello has at most 8 KiB; what a fast peer sends behind it waits.
+const READ: usize = 16 << 10;
+/// First bytes that a foreign protocol may ask for to be recognised.
+const MAX_DETECT: usize = 64;
+
+/// Which end of the connection this is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    Dial,
+    Accept,
+}
+
+/// What the peer said of itself.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Terms {
+    key: Key,
+    credit: Credit,
+    max_message: u64,
+    max_head: u32,
+}
+
+impl From<&ClientHello> for Terms {
+    fn from(hello: &ClientHello) -> Self {
+        let key = Key { index: hello.conn, generation: hello.generation };
+        Self { key, credit: hello.credit, max_message: hello.max_message, max_head: hello.max_head }
+    }
+}
+
+impl From<&Accept> for Terms {
+    fn from(accept: &Accept) -> Self {
+        let key = Key { index: accept.conn, generation: accept.generation };
+        Self { key, credit: accept.credit, max_message: accept.max_message, max_head: accept.max_head }
+    }
+}
+
+pub(super) enum Stage {
+    /// The socket is connecting.
+    Connecting,
+    /// The first message of the peer is awaited: Accept here, a hello (or a foreign protocol) there.
+    Greeting,
+    /// Both have agreed on UCX; the proof is under way.
+    Proving { ep: EndpointId, terms: Terms, deadline: Instant, started: Instant },
+    /// Our Fallback has gone; the peer's is awaited.
+    FallingBack { terms: Terms, reason: FallbackReason },
+    /// Waiting for the other party of this process.
+    Mem(Option<MemInbox>),
+    /// Open: the link is being exchanged.
+    Done,
+}
+
+/// A connection that is not open yet.
+pub(crate) struct Opening {
+    pub(super) role: Role,
+    pub(super) address: Address,
+    pub(super) policy: Policy,
+    pub(super) stream: Option<Arc<Stream>>,
+    pub(super) source: Option<Key>,
+    pub(super) inbox: BytesMut,
+    outbox: Vec<u8>,
+    pub(super) stage: Stage,
+    pub(super) deadline: Instant,
+    /// Addresses to try after this one.
+    pub(super) more: VecDeque<SocketAddr>,
+    /// Counted by the listener until it is over.
+    eof: bool,
+}
+
+/// What came of a step.
+pub(super) enum Step {
+    Wait,
+    Open(Box<Opened>),
+}
+
+/// A connection that has just opened.
+pub(super) struct Opened {
+    pub(super) link: Link,
+    pub(super) info: ConnectionInfo,
+    pub(super) native: bool,
+    pub(super) peer: Key,
+}
+
+/// What this configuration lets a peer send.
+pub(super) fn granted(config: &ConnectionConfig) -> Credit {
+    Credit { messages: config.recv_window_frames.max(1), bytes: config.recv_window_bytes.max(1) }
+}
+
+/// A number for this process that no other has, nor an earlier one under the same address.
+fn process_id() -> [u8; 16] {
+    static ID: OnceLock<[u8; 16]> = OnceLock::new();
+    *ID.get_or_init(|| {
+        let random = || RandomState::new().build_hasher().finish().to_le_bytes();
+        let mut id = [0; 16];
+        id[..8].copy_from_slice(&random());
+        id[8..].copy_from_slice(&random());
+        id
+    })
+}
+
+/// What this side brings into the negotiation.
+fn local(core: &ConnCore, io: &mut Io, policy: Policy) -> Local {
+    let ucx = match policy {
+        Policy::TcpOnly => Err(FallbackReason::Disabled("this address is tcp only".into())),
+        Policy::Auto | Policy::UcxRequired => ucx_info(io),
+    };
+    let keepalive = core.config.keepalive.map_or(0, |k| k.interval.as_millis());
+    Local {
+        policy,
+        required_features: 0,
+        supported_features: 0,
+        process_id: process_id(),
+        ucx,
+        max_message: core.config.max_message,
+        max_head: core.config.max_head,
+        credit: granted(&core.config),
+        keepalive_ms: u32::try_from(keepalive).unwrap_or(u32::MAX),
+    }
+}
+
+fn ucx_info(io: &mut Io) -> Result<UcxInfo, FallbackReason> {
+    let worker_address = io.worker()?.address().to_vec();
+    let context = crate::ucx::Context::get().map_err(Clone::clone)?;
+    let (major, minor, patch) = context.version();
+    let part = |n: u32| u16::try_from(n).unwrap_or(u16::MAX);
+    Ok(UcxInfo {
+        version: (part(major), part(minor), part(patch)),
+        fingerprint: context.fingerprint(),
+        settings: context.settings().to_owned(),
+        worker_address,
+    })
+}
+
+impl Opening {
+    pub(super) fn new(role: Role, address: Address, policy: Policy, deadline: Instant) -> Self {
+        Self {
+            role,
+            address,
+            policy,
+            stream: None,
+            source: None,
+            inbox: BytesMut::new(),
+            outbox: Vec::new(),
+            stage: Stage::Greeting,
+            deadline,
+            more: VecDeque::new(),
+            eof: false,
+        }
+    }
+
+    /// The next time at which it wants to be looked at.
+    pub(super) fn next_deadline(&self) -> Instant {
+        match &self.stage {
+            Stage::Proving { deadline, .. } => self.deadline.min(*deadline),
+            _ => self.deadline,
+        }
+    }
+
+    /// The socket has an edge.
+    pub(super) fn on_edge(&mut self, core: &mut ConnCore, io: &mut Io) -> Result<Step> {
+        if matches!(self.stage, Stage::Connecting) {
+            let Some(stream) = &self.stream else { return Ok(Step::Wait) };
+            match tcp::connected(stream)? {
+                tcp::Progress::Connecting => return Ok(Step::Wait),
+                tcp::Progress::Connected => return self.on_connected(core, io),
+            }
+        }
+        self.write()?;
+        self.read()?;
+        self.on_bytes(core, io)
+    }
+
+    /// The socket is connected: say hello, or nothing in a foreign protocol.
+    pub(super) fn on_connected(&mut self, core: &mut ConnCore, io: &mut Io) -> Result<Step> {
+        self.stage = Stage::Greeting;
+        let foreign = core.config.framer.clone().filter(|_| self.policy == Policy::TcpOnly);
+        if let Some(framer) = foreign {
+            return Ok(self.open_stream(core, Some(framer), None, None));
+        }
+        let hello = local(core, io, self.policy).client_hello(core.key.index, core.key.generation)?;
+        self.say(&Message::ClientHello(hello))?;
+        self.on_edge(core, io)
+    }
+
+    fn say(&mut self, message: &Message) -> Result<()> {
+        self.outbox.extend_from_slice(&hello::encode(message));
+        self.write()
+    }
+
+    fn write(&mut self) -> Result<()> {
+        let Some(stream) = &self.stream else { return Ok(()) };
+        while !self.outbox.is_empty() {
+            match stream.write(&self.outbox) {
+                Ok(n) => drop(self.outbox.drain(..n)),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(Error::from_io("handshake", &e)),
+            }
+        }
+        Ok(())
+    }
+
+    fn read(&mut self) -> Result<()> {
+        let Some(stream) = &self.stream else { return Ok(()) };
+        let mut bytes = [0; READ];
+        // At most one hello and what fits behind it; the reader of the open connection takes the rest.
+        while self.inbox.len() < READ && !self.eof {
+            match stream.read(&mut bytes) {
+                Ok(0) => self.eof = true,
+                Ok(n) => self.inbox.extend_from_slice(&bytes[..n]),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(Error::from_io("handshake", &e)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes one message after the other out of what was read.
+    fn on_bytes(&mut self, core: &mut ConnCore, io: &mut Io) -> Result<Step> {
+        loop {
+            if self.role == Role::Accept && matches!(self.stage, Stage::Greeting) {
+                match self.detect(core)? {
+                    Some(Detected::Native) => {}
+                    Some(Detected::Foreign(framer)) => return Ok(self.open_stream(core, Some(framer), None, None)),
+                    None => return self.wait(),
+                }
+            }
+            let message = match hello::decode(&self.inbox)? {
+                Decoded::NeedMore(_) => return self.wait(),
+                Decoded::Message(message, used) => {
+                    self.inbox.advance(used);
+                    message
+                }
+            };
+            if let Step::Open(opened) = self.on_message(core, io, message)? {
+                return Ok(Step::Open(opened));
+            }
+        }
+    }
+
+    /// Nothing more to take: fine, unless nothing more will come.
+    fn wait(&self) -> Result<Step> {
+        if self.eof {
+            let text = match self.role {
+                Role::Dial => "the peer closed the socket during the handshake: it may not speak ucrpc",
+                Role::Accept => "the client closed the socket during the handshake",
+            };
+            return Err(Error::new(ErrorKind::Reset, text));
+        }
+        Ok(Step::Wait)
+    }
+
+    fn detect(&self, core: &ConnCore) -> Result<Option<Detected>> {
+        let first = &self.inbox[..self.inbox.len().min(MAX_DETECT)];
+        let shared = first.len().min(MAGIC.len());
+        if first[..shared] == MAGIC[..shared] {
+            return Ok((shared == MAGIC.len()).then_some(Detected::Native));
+        }
+        let unknown = || {
+            let shown = first.escape_ascii().to_string();
+            Error::new(ErrorKind::Protocol, format!("the first bytes belong to no known protocol: \"{shown}\""))
+        };
+        let framer = core.config.framer.as_ref().ok_or_else(unknown)?;
+        match framer.detect(first) {
+            Detect::Yes => Ok(Some(Detected::Foreign(framer.clone()))),
+            Detect::NeedMore if first.len() < MAX_DETECT => Ok(None),
+            Detect::No | Detect::NeedMore => Err(unknown()),
+        }
+    }
+
+    fn on_message(&mut self, core: &mut ConnCore, io: &mut Io, message: Message) -> Result<Step> {
+        match (self.role, message) {
+            (Role::Accept, Message::ClientHello(hello)) if matches!(self.stage, Stage::Greeting) => {
+                self.on_hello(core, io, &hello)
+            }
+            (Role::Dial, Message::Accept(accept)) if matches!(self.stage, Stage::Greeting) => {
+                self.on_accept(core, io, &accept)
+            }
+            (Role::Dial, Message::Reject(reject)) => Err(negotiate::reject_error(reject.code, &reject.text)),
+            (Role::Accept, Message::Ready(Ready)) if matches!(self.stage, Stage::Proving { .. }) => {
+                Ok(self.open_ucx(core, io, false))
+            }
+            (_, Message::Fallback(fallback)) => self.on_fallback(core, io, &fallback),
+            (_, Message::Nak(nak)) => {
+                Err(Error::new(ErrorKind::Refused, format!("the peer gave the negotiation up: {}", nak.text)))
+            }
+            (_, other) => {
+                Err(Error::new(ErrorKind::Protocol, format!("unexpected {} in the handshake", name_of(&other))))
+            }
+        }
+    }
+
+    fn on_hello(&mut self, core: &mut ConnCore, io: &mut Io, hello: &ClientHello) -> Result<Step> {
+        let policy = if hello.want == Want::Tcp { Policy::TcpOnly } else { self.policy };
+        let local = local(core, io, policy);
+        let terms = Terms::from(hello);
+        match negotiate::answer(&local, hello) {
+            Answer::Reject { code, text } => self.reject(code, text),
+            Answer::AcceptTcp(reason) => self.accept_tcp(core, &local, terms, reason),
+            Answer::TryUcx(info) => match connect(io, &info) {
+                Ok(ep) => {
+                    let key = core.key;
+                    let accept = local.accept(hello::Transport::Ucx, None, key.index, key.generation);
+                    self.say(&Message::Accept(accept))?;
+                    self.stage = Stage::Proving { ep, terms, deadline: self.deadline, started: io.now };
+                    Ok(Step::Wait)
+                }
+                Err(reason) if hello.want == Want::Ucx => {
+                    self.reject(RejectCode::NoUcx, negotiate::mirror(&reason).to_string())
+                }
+                Err(reason) => self.accept_tcp(core, &local, terms, Some(reason)),
+            },
+        }
+    }
+
+    fn reject(&mut self, code: RejectCode, text: String) -> Result<Step> {
+        let error = Error::new(code.kind(), format!("rejected the client: {text}"));
+        // The socket is closed right after: what fits into its buffer arrives all the same.
+        let _ = self.say(&Message::Reject(Reject { code: code.to_wire(), text }));
+        if let Some(stream) = &self.stream {
+            let _ = stream.shutdown(std::net::Shutdown::Write);
+        }
+        Err(error)
+    }
+
+    fn accept_tcp(
+        &mut self,
+        core: &mut ConnCore,
+        local: &Local,
+        terms: Terms,
+        reason: Option<FallbackReason>,
+    ) -> Result<Step> {
+        let key = core.key;
+        let accept = local.accept(hello::Transport::Tcp, reason.as_ref(), key.index, key.generation);
+        self.say(&Message::Accept(accept))?;
+        Ok(self.open_stream(core, None, Some(terms), reason))
+    }
+
+    fn on_accept(&mut self, core: &mut ConnCore, io: &mut Io, accept: &Accept) -> Result<Step> {
+        let local = local(core, io, self.policy);
+        let terms = Terms::from(accept);
+        match negotiate::judge(&local, accept)? {
+            Verdict::Tcp(reason) => Ok(self.open_stream(core, None, Some(terms), reason)),
+            Verdict::Decline(reason) => self.give_up_ucx(io, terms, reason),
+            Verdict::TryUcx(info) => match connect(io, &info) {
+                Ok(ep) => self.prove(core, io, ep, terms),
+                Err(reason) => self.give_up_ucx(io, terms, reason),
+            },
+        }
+    }
+
+    fn prove(&mut self, core: &ConnCore, io: &mut Io, ep: EndpointId, terms: Terms) -> Result<Step> {
+        let deadline = io.after(core.config.prove_timeout);
+        self.stage = Stage::Proving { ep, terms, deadline, started: io.now };
+        match send_proof(io, ep, terms, Kind::Prove) {
+            Ok(()) => Ok(Step::Wait),
+            Err(error) => self.on_ucx_failed(io, &error),
+        }
+    }
+
+    /// UCX said that the endpoint is broken, or that a proof can't be sent.
+    pub(super) fn on_ucx_failed(&mut self, io: &mut Io, error: &Error) -> Result<Step> {
+        let Stage::Proving { terms, .. } = self.stage else { return Ok(Step::Wait) };
+        let reason = match error.kind() {
+            ErrorKind::Unreachable => FallbackReason::Unreachable(error.text().to_owned().into()),
+            _ => FallbackReason::Failed(error.to_string().into()),
+        };
+        self.give_up_ucx(io, terms, reason)
+    }
+
+    /// A deadline passed.
+    pub(super) fn on_timeout(&mut self, core: &ConnCore, io: &mut Io) -> Result<Step> {
+        if io.now >= self.deadline {
+            return Err(Error::timed_out("opening the connection", core.config.connect_timeout));
+        }
+        if let Stage::Proving { terms, deadline, started, .. } = self.stage
+            && io.now >= deadline
+            && self.role == Role::Dial
+        {
+            let waited = io.now.saturating_duration_since(started).as_millis() as u64;
+            return self.give_up_ucx(io, terms, FallbackReason::ProofTimedOut(waited));
+        }
+        Ok(Step::Wait)
+    }
+
+    /// Lets UCX go, tells the peer, and waits for it to do the same; or ends, if UCX was demanded.
+    fn give_up_ucx(&mut self, io: &mut Io, terms: Terms, reason: FallbackReason) -> Result<Step> {
+        self.close_endpoint(io);
+        if self.policy == Policy::UcxRequired {
+            return Err(negotiate::no_ucx(&reason));
+        }
+        let (code, text) = negotiate::to_wire(&reason);
+        self.say(&Message::Fallback(Fallback { code, text }))?;
+        self.stage = Stage::FallingBack { terms, reason };
+        Ok(Step::Wait)
+    }
+
+    fn on_fallback(&mut self, core: &mut ConnCore, io: &mut Io, fallback: &Fallback) -> Result<Step> {
+        let theirs = negotiate::from_wire(fallback.code, &fallback.text);
+        match std::mem::replace(&mut self.stage, Stage::Done) {
+            Stage::FallingBack { terms, reason } => Ok(self.open_stream(core, None, Some(terms), Some(reason))),
+            stage @ Stage::Proving { terms, .. } => {
+                self.stage = stage;
+                self.give_up_ucx(io, terms, theirs.clone())?;
+                Ok(self.open_stream(core, None, Some(terms), Some(theirs)))
+            }
+            stage => {
+                self.stage = stage;
+                Err(Error::new(ErrorKind::Protocol, "a fallback without an agreement on ucx"))
+            }
+        }
+    }
+
+    /// The endpoint that is being proved.
+    pub(super) fn endpoint(&self) -> Option<EndpointId> {
+        match self.stage {
+            Stage::Proving { ep, .. } => Some(ep),
+            _ => None,
+        }
+    }
+
+    pub(super) fn close_endpoint(&mut self, io: &mut Io) {
+        if let Stage::Proving { ep, .. } = self.stage
+            && let Some(worker) = io.live_worker()
+        {
+            worker.close(ep);
+        }
+    }
+
+    /// A message came over UCX.
+    pub(super) fn on_proof(&mut self, core: &mut ConnCore, io: &mut Io, kind: Kind) -> Result<Step> {
+        let Stage::Proving { ep, terms, .. } = self.stage else {
+            // UCX was given up here meanwhile; its last messages mean nothing any more.
+            return Ok(Step::Wait);
+        };
+        match (self.role, kind) {
+            (Role::Accept, Kind::Prove) => match send_proof(io, ep, terms, Kind::Proved) {
+                Ok(()) => Ok(Step::Wait),
+                Err(error) => self.on_ucx_failed(io, &error),
+            },
+            (Role::Dial, Kind::Proved) => {
+                self.say(&Message::Ready(Ready))?;
+                Ok(self.open_ucx(core, io, false))
+            }
+            (Role::Accept, kind) if kind != Kind::Proved => Ok(self.open_ucx(core, io, true)),
+            (_, kind) => Err(Error::new(ErrorKind::Protocol, format!("unexpected {kind:?} message in the handshake"))),
+        }
+    }
+
+    fn open_ucx(&mut self, core: &ConnCore, io: &mut Io, ready_due: bool) -> Step {
+        let Stage::Proving { ep, terms, .. } = std::mem::replace(&mut self.stage, Stage::Done) else {
+            return Step::Wait;
+        };
+        let (Some(stream), Some(source)) = (self.stream.take(), self.source.take()) else { return Step::Wait };
+        let lanes = io.live_worker().map_or_else(String::new, |worker| worker.endpoint_info(ep));
+        let numbering = Numbering::new(terms.key, Some(terms.credit));
+        let from = core.config.rendezvous_from.unwrap_or_else(|| ucx_link::rendezvous_from(&lanes));
+        let (peer, here) = stream.addresses();
+        let inbox = std::mem::take(&mut self.inbox);
+        let mut link = UcxLink::new(ep, stream, source, inbox, numbering, from);
+        link.ready_due = ready_due;
+        let info = ConnectionInfo {
+            transport: Transport::Ucx(lanes),
+            fallback_reason: None,
+            peer,
+            local: here,
+            max_message: terms.max_message,
+            max_head: terms.max_head,
+            framing: None,
+        };
+        Step::Open(Box::new(Opened { link: Link::Ucx(Box::new(link)), info, native: true, peer: terms.key }))
+    }
+
+    fn open_stream(
+        &mut self,
+        core: &ConnCore,
+        framer: Option<Arc<dyn Framer>>,
+        terms: Option<Terms>,
+        reason: Option<FallbackReason>,
+    ) -> Step {
+        self.stage = Stage::Done;
+        let (Some(stream), Some(source)) = (self.stream.take(), self.source.take()) else { return Step::Wait };
+        let native = framer.is_none();
+        let framing = framer.as_ref().map(|f| f.name());
+        let peer = terms.map_or(Key { index: 0, generation: 0 }, |t| t.key);
+        let numbering = Numbering::new(peer, terms.map(|t| t.credit));
+        let limits = ReadLimits { max_head: core.config.max_head, max_message: core.config.max_message };
+        let (remote, here) = stream.addresses();
+        let info = ConnectionInfo {
+            transport: if matches!(*stream, Stream::Tcp(_)) { Transport::Tcp } else { Transport::Unix },
+            fallback_reason: reason,
+            peer: remote,
+            local: here,
+            max_message: terms.map_or(core.config.max_message, |t| t.max_message),
+            max_head: terms.map_or(core.config.max_head, |t| t.max_head),
+            framing,
+        };
+        let mode = framer.map_or(Mode::Native, Mode::Foreign);
+        let mut link = TcpLink::new(stream, source, mode, numbering, limits);
+        if !self.inbox.is_empty() {
+            link.reader.prepend(&self.inbox);
+        }
+        if self.eof {
+            link.reader.expect_end();
+        }
+        Step::Open(Box::new(Opened { link: Link::Tcp(Box::new(link)), info, native, peer }))
+    }
+
+    /// Lets go of everything.
+    pub(super) fn close(&mut self, io: &mut Io) {
+        self.close_endpoint(io);
+        if let Some(source) = self.source.take() {
+            io.sources.remove(source);
+        }
+        if let Some(stream) = self.stream.take() {
+            io.poller.remove(&*stream);
+        }
+    }
+}
+
+enum Detected {
+    Native,
+    Foreign(Arc<dyn Framer>),
+}
+
+fn name_of(message: &Message) -> &'static str {
+    match message {
+        Message::ClientHello(_) => "hello",
+        Message::Accept(_) => "accept",
+        Message::Reject(_) => "reject",
+        Message::Ready(_) => "ready",
+        Message::Fallback(_) => "fallback",
+        Message::Nak(_) => "nak",
+    }
+}
+
+/// Makes an endpoint to the worker that the peer described.
+fn connect(io: &mut Io, info: &UcxInfo) -> Result<EndpointId, FallbackReason> {
+    let worker = io.worker()?;
+    worker.connect(&info.worker_address).map_err(|error| match error.kind() {
+        ErrorKind::Unreachable => FallbackReason::Unreachable(error.text().to_owned().into()),
+        _ => FallbackReason::Failed(error.to_string().into()),
+    })
+}
+
+fn send_proof(io: &mut Io, ep: EndpointId, terms: Terms, kind: Kind) -> Result<()> {
+    let header = FrameHeader::new(kind, terms.key.index, terms.key.generation, 0);
+    let mut bytes = [0; MAX_HEADER];
+    let len = header.encode(&mut bytes);
+    let Some(worker) = io.live_worker() else {
+        return Err(Error::new(ErrorKind::Stopped, "the ucx worker is gone"));
+    };
+    // A proof has no completion to wait for: its answer is the completion.
+    worker.send_copy(ep, &bytes[..len], [&[], &[]], NO_TOKEN).map(drop)
+}
+
+/// The token of operations whose completion nobody waits for.
+pub(super) const NO_TOKEN: u64 = u64::MAX;

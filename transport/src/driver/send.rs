@@ -1,0 +1,293 @@
+//! The sending side that all backends share: order, credit, budgets, and the short ways around the queue.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, TryLockError},
+};
+
+use super::{ConnCore, io::Core};
+use crate::{
+    Frame, Result,
+    connection::{self, Completion, Outgoing, Phase, Shared},
+    event::poller::Key,
+    proto::{
+        credit::SendCredit,
+        header::{Credit, FrameHeader, HeadPlace, Kind, MAX_HEADER},
+    },
+    queue::Receiver,
+    tcp::{FlushEnd, Stream, Writer},
+};
+
+/// What a turn of sending did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pumped {
+    /// All that could be sent was; a new frame, credit, a completion or a writable edge leads here again.
+    Rest,
+    /// The turn's budget ran out with more to do.
+    More,
+}
+
+/// What one connection may send in one turn.
+pub(crate) struct Budget {
+    pub(crate) bytes: usize,
+    pub(crate) frames: usize,
+}
+
+impl Budget {
+    pub(crate) fn of(shared: &Shared) -> Self {
+        let config = &shared.dispatcher.config;
+        Self { bytes: config.turn_bytes.max(1), frames: config.turn_frames.max(1) }
+    }
+
+    pub(crate) fn is_spent(&self) -> bool {
+        self.bytes == 0 || self.frames == 0
+    }
+
+    pub(crate) fn spend(&mut self, bytes: u64) {
+        self.frames -= 1;
+        self.bytes = self.bytes.saturating_sub(usize::try_from(bytes).unwrap_or(usize::MAX));
+    }
+}
+
+/// Gives data frames their numbers and takes their credit. One per connection, where the backend's sender is.
+pub(crate) struct Numbering {
+    peer: Key,
+    next: u32,
+    /// `None` without ucrpc's framing.
+    credit: Option<SendCredit>,
+    /// Taken from the queue when there was no credit for it. It goes first.
+    stalled: Option<Outgoing>,
+}
+
+impl Numbering {
+    pub(crate) fn new(peer: Key, credit: Option<Credit>) -> Self {
+        Self { peer, next: 0, credit: credit.map(SendCredit::new), stalled: None }
+    }
+
+    /// The next frame for which there is credit.
+    #[inline]
+    pub(crate) fn next(&mut self, queue: &mut Receiver<Outgoing>, shared: &Shared) -> Option<Outgoing> {
+        let stalled = self.stalled.take();
+        let was_stalled = stalled.is_some();
+        let out = stalled.or_else(|| queue.pop())?;
+        if self.take_credit(out.frame.len()) {
+            return Some(out);
+        }
+        if !was_stalled {
+            shared.counters.credit_stalls.add_shared(1);
+        }
+        self.stalled = Some(out);
+        None
+    }
+
+    #[inline]
+    pub(crate) fn take_credit(&mut self, bytes: u64) -> bool {
+        self.credit.as_mut().is_none_or(|credit| credit.try_take(bytes))
+    }
+
+    pub(crate) fn is_stalled(&self) -> bool {
+        self.stalled.is_some()
+    }
+
+    /// The header of the next data frame.
+    #[inline]
+    pub(crate) fn header(&mut self, frame: &Frame, body: u64, credit: Option<Credit>) -> FrameHeader {
+        let mut header = FrameHeader::new(Kind::Data, self.peer.index, self.peer.generation, self.next);
+        self.next = self.next.wrapping_add(1);
+        if body > 0 {
+            header.head_len = Some(frame.head.len() as u32);
+            header.place = HeadPlace::InPayload;
+        }
+        header.credit = credit;
+        header
+    }
+
+    pub(crate) fn give(&mut self, credit: Credit) -> Result<()> {
+        match &mut self.credit {
+            Some(mine) => mine.give(credit).map_err(Into::into),
+            None => Ok(()),
+        }
+    }
+
+    /// Data frames numbered so far.
+    pub(crate) fn count(&self) -> u32 {
+        self.next
+    }
+
+    /// Drops what is stalled, at the connection's end.
+    pub(crate) fn drop_stalled(&mut self) {
+        self.stalled = None;
+    }
+}
+
+/// The sending half of a stream connection. It has a lock because callers' threads may use it directly.
+pub(crate) struct SendHalf {
+    pub(crate) numbering: Numbering,
+    pub(crate) writer: Writer,
+    pub(crate) stream: Arc<Stream>,
+    native: bool,
+    /// Completions of frames not yet in the kernel, with the number of the frame.
+    waiting: VecDeque<(u64, Completion)>,
+    put: u64,
+    done: u64,
+}
+
+impl SendHalf {
+    pub(crate) fn new(numbering: Numbering, writer: Writer, stream: Arc<Stream>, native: bool) -> Self {
+        Self { numbering, writer, stream, native, waiting: VecDeque::new(), put: 0, done: 0 }
+    }
+
+    /// Puts a data frame into the writer.
+    pub(crate) fn put(&mut self, out: Outgoing, credit: Option<Credit>) {
+        let (mut bytes, mut len) = ([0; MAX_HEADER], 0);
+        if self.native {
+            let body = out.frame.body.len();
+            len = self.numbering.header(&out.frame, body, credit).encode(&mut bytes);
+        } else {
+            self.numbering.next = self.numbering.next.wrapping_add(1);
+        }
+        self.put += 1;
+        self.writer.push(&bytes[..len], out.frame.head, out.frame.body);
+        if let Some(done) = out.done {
+            self.waiting.push_back((self.put, done));
+        }
+    }
+
+    /// Puts a control frame into the writer, ahead of data.
+    pub(crate) fn put_control(&mut self, header: FrameHeader, payload: &[u8]) {
+        let mut bytes = [0; MAX_HEADER];
+        let len = header.encode(&mut bytes);
+        self.writer.push_front_control(&bytes[..len], payload);
+    }
+
+    /// Writes what the kernel takes, and tells the completions of what it took.
+    pub(crate) fn flush(&mut self, budget: &mut usize) -> Result<FlushEnd> {
+        let end = self.writer.flush(&self.stream, budget)?;
+        self.done += self.writer.frames_done();
+        while self.waiting.front().is_some_and(|(number, _)| *number <= self.done) {
+            if let Some((_, done)) = self.waiting.pop_front() {
+                done.complete(Ok(()));
+            }
+        }
+        Ok(end)
+    }
+
+    pub(crate) fn is_idle(&self) -> bool {
+        self.writer.pending_bytes() == 0 && !self.numbering.is_stalled()
+    }
+
+    /// Lets go of everything unsent.
+    pub(crate) fn clear(&mut self) {
+        self.numbering.drop_stalled();
+        self.waiting.clear();
+        self.writer = Writer::new(&crate::tcp::Mode::Native);
+    }
+}
+
+/// Sends from a caller's thread, if the connection is an idle stream. The order is kept because the dispatcher takes
+/// frames from the queue only under the same lock.
+pub(super) fn by_caller(shared: &connection::Shared, outgoing: Outgoing, len: u64) -> Result<(), Outgoing> {
+    let Some(direct) = shared.direct.get() else { return Err(outgoing) };
+    if shared.phase() != Phase::Open {
+        return Err(outgoing);
+    }
+    let mut half = match direct.try_lock() {
+        Ok(half) => half,
+        Err(TryLockError::WouldBlock | TryLockError::Poisoned(_)) => return Err(outgoing),
+    };
+    if !shared.queue.is_empty() || !half.is_idle() || !half.numbering.take_credit(len) {
+        return Err(outgoing);
+    }
+    count_sent(shared, len);
+    shared.counters.written_by_caller.add_shared(1);
+    half.put(outgoing, None);
+    let mut budget = shared.dispatcher.config.turn_bytes;
+    match half.flush(&mut budget) {
+        // What is left goes on at the writable edge that a full socket makes.
+        Ok(FlushEnd::Done | FlushEnd::WouldBlock) => {}
+        // The dispatcher goes on, or finds the error for itself.
+        Ok(FlushEnd::Budget) | Err(_) => {
+            drop(half);
+            shared.announce();
+        }
+    }
+    Ok(())
+}
+
+/// Counts a data frame. Several threads may do so on a stream connection.
+pub(crate) fn count_sent(shared: &Shared, len: u64) {
+    shared.counters.frames_sent.add_shared(1);
+    shared.counters.bytes_sent.add_shared(len);
+}
+
+impl Core {
+    /// Sends at once on the dispatcher's own thread, if nothing is in front.
+    pub(super) fn send_now(&mut self, shared: &Shared, outgoing: Outgoing, len: u64) -> Result<(), Outgoing> {
+        if shared.phase() != Phase::Open || !shared.queue.is_empty() {
+            return Err(outgoing);
+        }
+        let Some(key) = shared.key() else { return Err(outgoing) };
+        let Some(conn) = self.conns.get_mut(key) else { return Err(outgoing) };
+        let result = match &mut conn.link {
+            super::conn::Link::Opening(_) => return Err(outgoing),
+            super::conn::Link::Tcp(link) => link.send_now(&mut conn.core, outgoing, len)?,
+            super::conn::Link::Ucx(link) => link.send_now(&mut conn.core, &mut self.io, outgoing, len)?,
+            super::conn::Link::Mem(link) => link.send_now(&mut conn.core, outgoing, len)?,
+        };
+        if let Err(error) = result {
+            self.io.doomed.push((key, error));
+        }
+        Ok(())
+    }
+
+    /// Serves a connection that is ready: its queue, its credit, its wishes.
+    pub(super) fn serve(&mut self, key: Key) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        conn.core.is_ready = false;
+        conn.core.shared.announce.begin_drain();
+        if let Err(error) = conn.serve(&mut self.io) {
+            self.end(key, error);
+        } else {
+            self.settle(key);
+        }
+    }
+}
+
+impl super::conn::Conn {
+    fn serve(&mut self, io: &mut super::Io) -> Result<()> {
+        use crate::proto::credit::Urgency;
+        let Some(backend) = self.link.backend() else { return Ok(()) };
+        if let Some(credit) = self.core.credit_due(Urgency::Standalone) {
+            let mut header = self.core.control_header(Kind::Credit, 0);
+            header.credit = Some(credit);
+            backend.control(&mut self.core, io, header, &[])?;
+        }
+        for (header, payload) in std::mem::take(&mut self.core.controls) {
+            backend.control(&mut self.core, io, header, &payload)?;
+        }
+        let pumped = backend.pump(&mut self.core, io)?;
+        self.core.shared.wake_waiters();
+        if pumped == Pumped::More {
+            self.core.make_ready(io);
+        }
+        if let super::conn::Link::Tcp(link) = &mut self.link {
+            link.read_again(&mut self.core, io)?;
+        }
+        Ok(())
+    }
+}
+
+impl ConnCore {
+    /// Puts it at the end of the dispatcher's own list.
+    pub(crate) fn make_ready(&mut self, io: &mut super::Io) {
+        if !self.is_ready {
+            self.is_ready = true;
+            io.ready.push_back(self.key);
+        }
+    }
+}
+
+/// Locks a send half; a caller that panicked inside left nothing half-done that matters more than going on.
+pub(crate) fn lock(half: &Mutex<SendHalf>) -> std::sync::MutexGuard<'_, SendHalf> {
+    half.lock().unwrap_or_else(|e| e.into_inner())
+}

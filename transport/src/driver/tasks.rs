@@ -1,0 +1,195 @@
+//! Local tasks: futures that run on the dispatcher's thread, between two turns of its loop.
+
+use std::{
+    cell::RefCell,
+    collections::VecDeque,
+    future::Future,
+    pin::Pin,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, Wake, Waker},
+};
+
+use super::table::Table;
+use crate::{dispatcher, event::poller::Key};
+
+pub(crate) type LocalFuture = Pin<Box<dyn Future<Output = ()>>>;
+
+/// Tasks polled in one turn before sockets and UCX are looked at again.
+const TASKS_PER_TURN: usize = 256;
+
+struct Task {
+    /// Taken out while it is polled.
+    future: Option<LocalFuture>,
+    waker: Waker,
+}
+
+struct TaskWaker {
+    key: Key,
+    scheduled: AtomicBool,
+    dispatcher: Arc<dispatcher::Shared>,
+}
+
+impl Wake for TaskWaker {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        if !self.scheduled.swap(true, Ordering::AcqRel) {
+            self.dispatcher.woken(self.clone());
+        }
+    }
+}
+
+/// A task that wants to be polled.
+pub(crate) struct Woken(Arc<TaskWaker>);
+
+impl dispatcher::Shared {
+    fn woken(&self, waker: Arc<TaskWaker>) {
+        if let Some(tasks) = super::current_tasks(self.id) {
+            tasks.borrow_mut().ready.push_back(waker);
+        } else {
+            self.woken_tasks.push(Woken(waker));
+            self.nudge();
+        }
+    }
+}
+
+/// What the dispatcher's thread polls next. It is apart from the futures, because wakers are called while one is polled.
+#[derive(Default)]
+pub(crate) struct ReadyTasks {
+    ready: VecDeque<Arc<TaskWaker>>,
+}
+
+impl ReadyTasks {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.ready.is_empty()
+    }
+}
+
+/// The local tasks of one dispatcher.
+pub(crate) struct Tasks {
+    table: Table<Task>,
+    pub(crate) ready: Rc<RefCell<ReadyTasks>>,
+    dispatcher: Arc<dispatcher::Shared>,
+}
+
+impl Tasks {
+    pub(crate) fn new(dispatcher: Arc<dispatcher::Shared>) -> Self {
+        Self { table: Table::new(), ready: Rc::default(), dispatcher }
+    }
+
+    /// Adds a task; it is polled for the first time soon, not here.
+    pub(crate) fn spawn(&mut self, future: LocalFuture) {
+        let key = self.table.insert(Task { future: Some(future), waker: Waker::noop().clone() });
+        let waker =
+            Arc::new(TaskWaker { key, scheduled: AtomicBool::new(true), dispatcher: self.dispatcher.clone() });
+        if let Some(task) = self.table.get_mut(key) {
+            task.waker = waker.clone().into();
+        }
+        self.ready.borrow_mut().ready.push_back(waker);
+        self.dispatcher.counters.tasks.set(self.table.len() as u64);
+    }
+
+    /// Polls what is ready. `this` is not borrowed while a future runs, so that it may spawn others.
+    pub(crate) fn run(this: &RefCell<Self>) -> bool {
+        let mut polled = 0;
+        while polled < TASKS_PER_TURN {
+            let Some((key, mut future, waker)) = this.borrow_mut().next() else { break };
+            polled += 1;
+            let done = future.as_mut().poll(&mut Context::from_waker(&waker)).is_ready();
+            if done {
+                drop(future);
+                let task = this.borrow_mut().finish(key);
+                drop(task);
+            } else if let Some(task) = this.borrow_mut().table.get_mut(key) {
+                task.future = Some(future);
+            }
+        }
+        polled > 0
+    }
+
+    fn next(&mut self) -> Option<(Key, LocalFuture, Waker)> {
+        let ready = self.ready.clone();
+        while let Some(Woken(waker)) = self.dispatcher.woken_tasks.pop() {
+            ready.borrow_mut().ready.push_back(waker);
+        }
+        loop {
+            let woken = ready.borrow_mut().ready.pop_front()?;
+            // Cleared before the poll: a wake during it schedules the task again.
+            woken.scheduled.store(false, Ordering::Release);
+            if let Some(task) = self.table.get_mut(woken.key)
+                && let Some(future) = task.future.take()
+            {
+                return Some((woken.key, future, task.waker.clone()));
+            }
+        }
+    }
+
+    fn finish(&mut self, key: Key) -> Option<Task> {
+        let task = self.table.remove(key);
+        self.dispatcher.counters.tasks.set(self.table.len() as u64);
+        task
+    }
+
+    /// Drops every task. Their destructors may spawn or wake; what they spawn is dropped too.
+    pub(crate) fn clear(this: &RefCell<Self>) {
+        loop {
+            let keys = this.borrow().table.keys();
+            if keys.is_empty() {
+                break;
+            }
+            for key in keys {
+                let task = this.borrow_mut().finish(key);
+                drop(task);
+            }
+        }
+        let ready = this.borrow().ready.clone();
+        let stale = std::mem::take(&mut ready.borrow_mut().ready);
+        drop(stale);
+    }
+}
+
+/// The waker of a `block_on` future.
+pub(crate) struct RootWaker {
+    woken: AtomicBool,
+    dispatcher: Arc<dispatcher::Shared>,
+}
+
+impl RootWaker {
+    pub(crate) fn new(dispatcher: Arc<dispatcher::Shared>) -> Arc<Self> {
+        Arc::new(Self { woken: AtomicBool::new(true), dispatcher })
+    }
+
+    /// Whether it was woken since the last call.
+    #[inline]
+    pub(crate) fn take(&self) -> bool {
+        self.woken.load(Ordering::Relaxed) && self.woken.swap(false, Ordering::AcqRel)
+    }
+
+    pub(crate) fn is_woken(&self) -> bool {
+        self.woken.load(Ordering::SeqCst)
+    }
+}
+
+impl Wake for RootWaker {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.woken.store(true, Ordering::SeqCst);
+        if !super::is_current(self.dispatcher.id) {
+            self.dispatcher.nudge();
+        }
+    }
+}
+
+/// Polls the future of a `block_on`.
+pub(crate) fn poll_root<F: Future>(future: Pin<&mut F>, waker: &Waker) -> Poll<F::Output> {
+    future.poll(&mut Context::from_waker(waker))
+}

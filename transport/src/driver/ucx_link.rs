@@ -1,0 +1,649 @@
+//! A connection over UCX: active messages on an endpoint, with the negotiation's socket as its sign of life.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use bytes::{Bytes, BytesMut};
+
+use super::{
+    ConnCore, Io, Pumped,
+    io::Core,
+    receive::{self, Placed},
+    send::{Budget, Numbering},
+};
+use crate::{
+    Body, Error, ErrorKind, Frame, RecvBuf, Result,
+    backend::Backend,
+    connection::{Completion, Outgoing},
+    event::poller::Key,
+    memory::Purpose,
+    plan::{FetchReply, PendingBody, PendingId},
+    proto::{
+        credit::Urgency,
+        header::{Credit, FrameHeader, HeadPlace, Kind, MAX_HEADER},
+    },
+    tcp::{BufKind, Stream},
+    ucx::{EndpointId, Mode, Payload, Rendezvous, Sent},
+};
+
+/// Frames up to this size, bytes, are copied into one contiguous message: cheaper than a second slice or a reference.
+const SMALL: u64 = 8 << 10;
+/// The head rides in the AM header only up to this much in all: UCX's own limit is larger and not the same everywhere.
+const MAX_INLINE: usize = 1024 - MAX_HEADER;
+/// Sends of one connection that UCX has not finished. More would only queue inside UCX, where nothing bounds them, and
+/// shared memory's arm says busy while anything is queued.
+const MAX_INFLIGHT: u32 = 48;
+
+/// From how many bytes a body goes by rendezvous, by the lane that carries it (`docs/decisions.md` has the measurements).
+pub(super) fn rendezvous_from(lanes: &str) -> u64 {
+    let verbs = ["rc_", "ud_", "dc_", "ib"].iter().any(|name| lanes.contains(name));
+    let shared_memory = ["posix", "sysv", "xpmem", "cma", "knem"].iter().any(|name| lanes.contains(name));
+    match (verbs, shared_memory) {
+        (true, _) => 16 << 10,
+        (false, true) => 32 << 10,
+        (false, false) => 256 << 10,
+    }
+}
+
+/// A UCX operation that has not completed.
+pub(crate) enum UcxOp {
+    /// A send, and who waits for it.
+    Send { connection: Key, done: Option<Completion> },
+    /// A fetch of a body into the pool or a planned buffer.
+    Fetch { connection: Key, seq: u32, head: Bytes, kind: BufKind },
+    /// A fetch of a head that came by rendezvous.
+    FetchHead { connection: Key, seq: u32, whole: bool },
+    /// A fetch that the application asked for.
+    FetchFor { connection: Key, reply: FetchReply },
+}
+
+impl UcxOp {
+    fn connection(&self) -> Key {
+        match self {
+            Self::Send { connection, .. }
+            | Self::Fetch { connection, .. }
+            | Self::FetchHead { connection, .. }
+            | Self::FetchFor { connection, .. } => *connection,
+        }
+    }
+}
+
+/// A rendezvous that waits: for its head, for the pool's quota, or for the application.
+struct Waiting {
+    seq: u32,
+    head: Option<Bytes>,
+    rndv: Rendezvous,
+}
+
+/// The UCX backend's side of a connection.
+pub(crate) struct UcxLink {
+    pub(crate) ep: EndpointId,
+    pub(crate) stream: Arc<Stream>,
+    pub(crate) source: Key,
+    /// What the control socket said and is not a whole message yet.
+    pub(crate) inbox: BytesMut,
+    /// This side opened on the strength of a message; the peer's READY is still to come.
+    pub(crate) ready_due: bool,
+    pub(crate) eof: bool,
+    numbering: Numbering,
+    inflight: u32,
+    rendezvous_from: u64,
+    /// Rendezvous whose bodies found no place yet, oldest first.
+    no_room: VecDeque<Waiting>,
+    /// Rendezvous whose heads are still being fetched.
+    headless: Vec<Waiting>,
+    /// Bodies that the application decides about.
+    held: Vec<(PendingId, Held)>,
+}
+
+enum Held {
+    Rendezvous(Rendezvous),
+    Here(Bytes),
+}
+
+impl UcxLink {
+    pub(crate) fn new(
+        ep: EndpointId,
+        stream: Arc<Stream>,
+        source: Key,
+        inbox: BytesMut,
+        numbering: Numbering,
+        rendezvous_from: u64,
+    ) -> Self {
+        Self {
+            ep,
+            stream,
+            source,
+            inbox,
+            ready_due: false,
+            eof: false,
+            numbering,
+            inflight: 0,
+            rendezvous_from,
+            no_room: VecDeque::new(),
+            headless: Vec::new(),
+            held: Vec::new(),
+        }
+    }
+
+    pub(super) fn send_now(
+        &mut self,
+        core: &mut ConnCore,
+        io: &mut Io,
+        outgoing: Outgoing,
+        len: u64,
+    ) -> Result<Result<()>, Outgoing> {
+        if self.inflight >= MAX_INFLIGHT || self.numbering.is_stalled() || !self.numbering.take_credit(len) {
+            return Err(outgoing);
+        }
+        Ok(self.put(core, io, outgoing, len))
+    }
+
+    /// Sends one frame that has its credit.
+    #[inline]
+    fn put(&mut self, core: &mut ConnCore, io: &mut Io, out: Outgoing, len: u64) -> Result<()> {
+        let Outgoing { frame, done } = out;
+        let body_len = frame.body.len();
+        let mut header = self.numbering.header(&frame, body_len, core.credit_due(Urgency::Piggyback));
+        core.shared.counters.frames_sent.add(1);
+        core.shared.counters.bytes_sent.add(len);
+        if len <= SMALL {
+            let body = gather_small(frame.body);
+            return self.copy(core, io, &header, [&frame.head, &body], done);
+        }
+        if body_len == 0 {
+            let payload = Payload::Bytes(frame.head);
+            return self.own(core, io, &header, &[], payload, done);
+        }
+        let payload = gather(io, frame.body)?;
+        if frame.head.len() <= MAX_INLINE {
+            header.place = HeadPlace::InHeader;
+            return self.own(core, io, &header, &frame.head, payload, done);
+        }
+        let mut before = core.control_header(Kind::Head, header.seq);
+        before.credit = None;
+        if frame.head.len() as u64 <= SMALL {
+            self.copy(core, io, &before, [&frame.head, &[]], None)?;
+        } else {
+            self.own(core, io, &before, &[], Payload::Bytes(frame.head), None)?;
+        }
+        header.place = HeadPlace::Before;
+        self.own(core, io, &header, &[], payload, done)
+    }
+
+    #[inline]
+    fn copy(
+        &mut self,
+        core: &ConnCore,
+        io: &mut Io,
+        header: &FrameHeader,
+        parts: [&[u8]; 2],
+        done: Option<Completion>,
+    ) -> Result<()> {
+        let mut bytes = [0; MAX_HEADER];
+        let len = header.encode(&mut bytes);
+        // The slot is taken before UCX is called: its completion may come inside the call.
+        let entry = io.ops.vacant_entry();
+        let token = entry.key() as u64;
+        entry.insert(UcxOp::Send { connection: core.key, done });
+        let Some(worker) = io.live_worker() else { return Err(gone()) };
+        let sent = worker.send_copy(self.ep, &bytes[..len], parts, token);
+        self.sent_or_pending(io, token, sent)
+    }
+
+    fn own(
+        &mut self,
+        core: &ConnCore,
+        io: &mut Io,
+        header: &FrameHeader,
+        head: &[u8],
+        payload: Payload,
+        done: Option<Completion>,
+    ) -> Result<()> {
+        let mut fixed = [0; MAX_HEADER];
+        let len = header.encode(&mut fixed);
+        let mut bytes = [0; MAX_HEADER + MAX_INLINE];
+        bytes[..len].copy_from_slice(&fixed[..len]);
+        bytes[len..len + head.len()].copy_from_slice(head);
+        let size = match &payload {
+            Payload::Bytes(bytes) => bytes.len(),
+            Payload::Pool(buf) => buf.len(),
+        } as u64;
+        let mode = if size >= self.rendezvous_from { Mode::Rendezvous } else { Mode::Eager };
+        if mode == Mode::Rendezvous {
+            core.shared.counters.rendezvous_sent.add(1);
+        }
+        let token = io.ops.insert(UcxOp::Send { connection: core.key, done }) as u64;
+        let Some(worker) = io.live_worker() else { return Err(gone()) };
+        let sent = worker.send_owned(self.ep, &bytes[..len + head.len()], payload, mode, token);
+        self.sent_or_pending(io, token, sent)
+    }
+
+    #[inline]
+    fn sent_or_pending(&mut self, io: &mut Io, token: u64, sent: Result<Sent>) -> Result<()> {
+        match sent {
+            Ok(Sent::Pending) => {
+                self.inflight += 1;
+                Ok(())
+            }
+            Ok(Sent::Done) => {
+                if let UcxOp::Send { done: Some(done), .. } = io.ops.remove(token as usize) {
+                    done.complete(Ok(()));
+                }
+                Ok(())
+            }
+            Err(error) => {
+                io.ops.remove(token as usize);
+                Err(error)
+            }
+        }
+    }
+
+    /// A data message that came whole.
+    pub(super) fn on_data(
+        &mut self,
+        core: &mut ConnCore,
+        io: &mut Io,
+        header: &FrameHeader,
+        inline: &[u8],
+        mut payload: Bytes,
+    ) -> Result<()> {
+        let head_len = header.head_len.map_or(payload.len(), |n| n as usize);
+        let (head, body) = match header.place {
+            HeadPlace::InPayload => {
+                if head_len > payload.len() {
+                    return Err(Error::new(ErrorKind::Protocol, "the head is longer than its message"));
+                }
+                (payload.split_to(head_len), payload)
+            }
+            HeadPlace::InHeader => (Bytes::copy_from_slice(inline), payload),
+            HeadPlace::Before => {
+                let Some(head) = take_head(core, header.seq) else {
+                    return Err(Error::new(ErrorKind::Protocol, "a body whose head did not come before it"));
+                };
+                (head, payload)
+            }
+        };
+        check_head(core, head.len())?;
+        receive::admit(core, (head.len() + body.len()) as u64)?;
+        if body.is_empty() || core.config.planner.is_none() {
+            return deliver(core, header.seq, Frame { head, body: body.into() });
+        }
+        match receive::place(core, io, &head, body.len() as u64)? {
+            Placed::Into(buf, BufKind::Own) => {
+                let mut buf = buf;
+                buf.as_mut_slice().copy_from_slice(&body);
+                deliver(core, header.seq, Frame { head, body: Body::Buf(buf) })
+            }
+            // It is in memory already: a pool buffer would only be a copy.
+            Placed::Into(_, BufKind::Bytes) | Placed::NoRoom => {
+                deliver(core, header.seq, Frame { head, body: body.into() })
+            }
+            Placed::Later => {
+                let len = body.len() as u64;
+                self.hold(core, header.seq, head, len, Held::Here(body))
+            }
+            Placed::Refuse(text) => {
+                let len = (head.len() + body.len()) as u64;
+                receive::note_refusal(core, io, header.seq, len, &text);
+                skip(core, header.seq)
+            }
+        }
+    }
+
+    /// A body that waits at the peer.
+    pub(super) fn on_announced(
+        &mut self,
+        core: &mut ConnCore,
+        io: &mut Io,
+        header: &FrameHeader,
+        inline: &[u8],
+        rndv: Rendezvous,
+    ) -> Result<()> {
+        let seq = header.seq;
+        core.shared.counters.rendezvous_received.add(1);
+        if header.kind == Kind::Head || header.head_len.is_none() {
+            let whole = header.kind == Kind::Data;
+            check_head(core, rndv.len())?;
+            if whole {
+                receive::admit(core, rndv.len() as u64)?;
+            }
+            // Heads are bounded by `max_head` and by the window; they don't come out of the pool's quota.
+            let buf = RecvBuf::Bytes(BytesMut::zeroed(rndv.len()));
+            return self.start_fetch(core, io, rndv, buf, UcxOp::FetchHead { connection: core.key, seq, whole });
+        }
+        let head_len = header.head_len.unwrap_or(0) as usize;
+        check_head(core, head_len)?;
+        receive::admit(core, head_len as u64 + rndv.len() as u64)?;
+        let head = match header.place {
+            HeadPlace::InHeader => Bytes::copy_from_slice(inline),
+            HeadPlace::Before => match take_head(core, seq) {
+                Some(head) => head,
+                None => {
+                    self.headless.push(Waiting { seq, head: None, rndv });
+                    return Ok(());
+                }
+            },
+            HeadPlace::InPayload => {
+                return Err(Error::new(ErrorKind::Protocol, "a rendezvous with the head inside its payload"));
+            }
+        };
+        self.receive_body(core, io, seq, head, rndv)
+    }
+
+    fn receive_body(
+        &mut self,
+        core: &mut ConnCore,
+        io: &mut Io,
+        seq: u32,
+        head: Bytes,
+        rndv: Rendezvous,
+    ) -> Result<()> {
+        let len = rndv.len() as u64;
+        match receive::place(core, io, &head, len)? {
+            Placed::Into(buf, kind) => {
+                self.start_fetch(core, io, rndv, buf, UcxOp::Fetch { connection: core.key, seq, head, kind })
+            }
+            Placed::Later => self.hold(core, seq, head, len, Held::Rendezvous(rndv)),
+            Placed::Refuse(text) => {
+                if let Some(worker) = io.live_worker() {
+                    worker.refuse(rndv);
+                }
+                receive::note_refusal(core, io, seq, head.len() as u64 + len, &text);
+                skip(core, seq)
+            }
+            Placed::NoRoom => {
+                self.no_room.push_back(Waiting { seq, head: Some(head), rndv });
+                receive::retry_later(core, io);
+                Ok(())
+            }
+        }
+    }
+
+    fn start_fetch(
+        &mut self,
+        core: &mut ConnCore,
+        io: &mut Io,
+        rndv: Rendezvous,
+        buf: RecvBuf,
+        op: UcxOp,
+    ) -> Result<()> {
+        let token = io.ops.insert(op) as u64;
+        let Some(worker) = io.live_worker() else { return Err(gone()) };
+        match worker.fetch(rndv, buf, token) {
+            Ok(()) => Ok(()),
+            Err((error, _)) => {
+                io.ops.remove(token as usize);
+                Err(error)
+            }
+        }
+    }
+
+    /// Delivers the frame without its body, which the application decides about.
+    fn hold(&mut self, core: &mut ConnCore, seq: u32, head: Bytes, len: u64, held: Held) -> Result<()> {
+        let id = core.session.pending_id();
+        self.held.push((id, held));
+        core.session.unfinished += 1;
+        let pending = PendingBody::new(len, id, core.shared.clone());
+        deliver(core, seq, Frame { head, body: Body::Pending(pending) })
+    }
+
+    /// Asks the pool again for bodies that found no room.
+    pub(super) fn retry_quota(&mut self, core: &mut ConnCore, io: &mut Io) -> Result<()> {
+        while let Some(waiting) = self.no_room.pop_front() {
+            match receive::pool_buf(io, waiting.rndv.len() as u64) {
+                Some(buf) => {
+                    let (seq, head) = (waiting.seq, waiting.head.unwrap_or_default());
+                    let op = UcxOp::Fetch { connection: core.key, seq, head, kind: BufKind::Bytes };
+                    self.start_fetch(core, io, waiting.rndv, buf, op)?;
+                }
+                None => {
+                    self.no_room.push_front(waiting);
+                    receive::retry_later(core, io);
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A fetch has ended.
+    pub(super) fn on_fetched(
+        &mut self,
+        core: &mut ConnCore,
+        io: &mut Io,
+        op: UcxOp,
+        buf: RecvBuf,
+        result: Result<()>,
+    ) -> Result<()> {
+        match op {
+            UcxOp::Send { .. } => Ok(()),
+            UcxOp::FetchFor { reply, .. } => {
+                core.session.unfinished -= 1;
+                let failed = result.clone();
+                reply.complete(result.map(|()| buf));
+                failed
+            }
+            UcxOp::Fetch { seq, head, kind, .. } => {
+                result?;
+                let body = if kind == BufKind::Own { Body::Buf(buf) } else { buf.into() };
+                deliver(core, seq, Frame { head, body })
+            }
+            UcxOp::FetchHead { seq, whole: true, .. } => {
+                result?;
+                deliver(core, seq, Frame { head: buf.freeze(), body: Body::Empty })
+            }
+            UcxOp::FetchHead { seq, whole: false, .. } => {
+                result?;
+                self.on_head(core, io, seq, buf.freeze())
+            }
+        }
+    }
+
+    /// A head that was sent before its body.
+    pub(super) fn on_head(&mut self, core: &mut ConnCore, io: &mut Io, seq: u32, head: Bytes) -> Result<()> {
+        check_head(core, head.len())?;
+        if let Some(index) = self.headless.iter().position(|w| w.seq == seq) {
+            let waiting = self.headless.swap_remove(index);
+            return self.receive_body(core, io, seq, head, waiting.rndv);
+        }
+        if core.session.heads.len() >= core.config.recv_window_frames as usize {
+            return Err(Error::new(ErrorKind::Protocol, "more heads than the window has frames"));
+        }
+        core.session.heads.push_back((seq, head));
+        Ok(())
+    }
+}
+
+impl Backend for UcxLink {
+    fn pump(&mut self, core: &mut ConnCore, io: &mut Io) -> Result<Pumped> {
+        self.retry_quota(core, io)?;
+        let mut budget = Budget::of(&core.shared);
+        while self.inflight < MAX_INFLIGHT {
+            if budget.is_spent() {
+                return Ok(Pumped::More);
+            }
+            let Some(out) = self.numbering.next(&mut core.queue, &core.shared) else { break };
+            let len = out.frame.len();
+            budget.spend(len);
+            self.put(core, io, out, len)?;
+        }
+        Ok(Pumped::Rest)
+    }
+
+    fn control(&mut self, core: &mut ConnCore, io: &mut Io, header: FrameHeader, payload: &[u8]) -> Result<()> {
+        self.copy(core, io, &header, [payload, &[]], None)
+    }
+
+    fn flush(&mut self, core: &mut ConnCore, io: &mut Io) -> Result<Pumped> {
+        self.pump(core, io)
+    }
+
+    fn is_idle(&self, core: &ConnCore) -> bool {
+        self.inflight == 0 && !self.numbering.is_stalled() && core.queue.is_empty()
+    }
+
+    fn give(&mut self, credit: Credit) -> Result<()> {
+        self.numbering.give(credit)
+    }
+
+    fn sent(&self) -> u32 {
+        self.numbering.count()
+    }
+
+    fn fetch(&mut self, core: &mut ConnCore, io: &mut Io, id: PendingId, mut reply: FetchReply) -> Result<()> {
+        let Some(index) = self.held.iter().position(|(held, _)| *held == id) else { return Ok(()) };
+        let (_, held) = self.held.swap_remove(index);
+        if !matches!((&held, &reply.buf), (Held::Rendezvous(_), Some(_))) {
+            core.session.unfinished -= 1;
+        }
+        core.make_ready(io);
+        match (held, reply.buf.take()) {
+            (Held::Here(body), Some(mut buf)) => {
+                buf.truncate(body.len());
+                buf.as_mut_slice().copy_from_slice(&body);
+                reply.complete(Ok(buf));
+                Ok(())
+            }
+            (Held::Here(_), None) => Ok(()),
+            (Held::Rendezvous(rndv), Some(mut buf)) => {
+                buf.truncate(rndv.len());
+                self.start_fetch(core, io, rndv, buf, UcxOp::FetchFor { connection: core.key, reply })
+            }
+            (Held::Rendezvous(rndv), None) => {
+                if let Some(worker) = io.live_worker() {
+                    worker.refuse(rndv);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn close(&mut self, _: &mut ConnCore, io: &mut Io) {
+        if let Some(worker) = io.live_worker() {
+            worker.close(self.ep);
+        }
+        io.poller.remove(&*self.stream);
+        io.sources.remove(self.source);
+        let _ = self.stream.shutdown(std::net::Shutdown::Both);
+        self.numbering.drop_stalled();
+        self.no_room.clear();
+        self.headless.clear();
+        self.held.clear();
+    }
+}
+
+impl Core {
+    /// A send has ended.
+    pub(super) fn on_sent(&mut self, token: u64, result: Result<()>) {
+        let Some(UcxOp::Send { connection, done }) = self.io.ops.try_remove(token as usize) else { return };
+        if let Some(done) = done {
+            done.complete(result.clone());
+        }
+        let Some(conn) = self.conns.get_mut(connection) else { return };
+        let super::conn::Link::Ucx(link) = &mut conn.link else { return };
+        link.inflight -= 1;
+        if let Err(error) = result {
+            return self.end(connection, error);
+        }
+        // Room in flight, or the last send that a close waits for.
+        if !conn.core.queue.is_empty() || link.numbering.is_stalled() || !conn.core.session.life.is_open() {
+            conn.core.make_ready(&mut self.io);
+        }
+    }
+
+    /// A fetch has ended.
+    pub(super) fn on_fetch_done(&mut self, token: u64, buf: RecvBuf, result: Result<()>) {
+        let Some(op) = self.io.ops.try_remove(token as usize) else { return };
+        let key = op.connection();
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        let super::conn::Link::Ucx(link) = &mut conn.link else { return };
+        match link.on_fetched(&mut conn.core, &mut self.io, op, buf, result) {
+            Ok(()) => {
+                conn.core.shared.reader.wake();
+                self.settle(key);
+            }
+            Err(error) => self.end(key, error),
+        }
+    }
+}
+
+/// Delivers in order of the numbers.
+#[inline]
+fn deliver(core: &mut ConnCore, seq: u32, frame: Frame) -> Result<()> {
+    if core.session.order.accept_in_order(seq) {
+        core.hand_over(frame);
+    } else {
+        core.session.order.insert(seq, frame)?;
+    }
+    drain(core);
+    Ok(())
+}
+
+fn skip(core: &mut ConnCore, seq: u32) -> Result<()> {
+    if !core.session.order.accept_in_order(seq) {
+        core.session.order.skip(seq)?;
+    }
+    drain(core);
+    Ok(())
+}
+
+#[inline]
+fn drain(core: &mut ConnCore) {
+    while let Some(frame) = core.session.order.pop() {
+        core.hand_over(frame);
+    }
+}
+
+fn take_head(core: &mut ConnCore, seq: u32) -> Option<Bytes> {
+    let index = core.session.heads.iter().position(|(number, _)| *number == seq)?;
+    core.session.heads.remove(index).map(|(_, head)| head)
+}
+
+fn check_head(core: &ConnCore, len: usize) -> Result<()> {
+    if len <= core.config.max_head as usize {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Limit, format!("the peer sent a head of {len} bytes, max_head is {}", core.config.max_head)))
+}
+
+#[inline]
+fn gather_small(body: Body) -> Bytes {
+    match body {
+        Body::Empty => Bytes::new(),
+        Body::Bytes(bytes) => bytes,
+        other => other.into_bytes().unwrap_or_default(),
+    }
+}
+
+/// A body in one piece: over verbs UCX copies lists of pieces anyway, and slowly.
+fn gather(io: &Io, body: Body) -> Result<Payload> {
+    match body {
+        Body::Empty => Ok(Payload::Bytes(Bytes::new())),
+        Body::Bytes(bytes) => Ok(Payload::Bytes(bytes)),
+        Body::Buf(RecvBuf::Pool(buf)) => Ok(Payload::Pool(buf)),
+        Body::Buf(buf) => Ok(Payload::Bytes(buf.freeze())),
+        Body::Segments(mut segments) if segments.len() == 1 => {
+            Ok(Payload::Bytes(segments.pop().unwrap_or_default()))
+        }
+        Body::Segments(segments) => {
+            let total = segments.iter().map(Bytes::len).sum();
+            let Ok(mut buf) = io.shared.pool.get(total, Purpose::Send) else {
+                // Above the quota the copy is made outside the pool: the segments were in memory as well.
+                return Ok(Payload::Bytes(Body::Segments(segments).into_bytes().unwrap_or_default()));
+            };
+            let mut at = 0;
+            for segment in &segments {
+                buf[at..at + segment.len()].copy_from_slice(segment);
+                at += segment.len();
+            }
+            Ok(Payload::Pool(buf))
+        }
+        Body::Pending(_) => Err(Error::new(ErrorKind::Invalid, "a pending body can't be sent: fetch it first")),
+    }
+}
+
+#[cold]
+fn gone() -> Error {
+    Error::new(ErrorKind::Stopped, "the ucx worker is gone")
+}
+
