@@ -138,7 +138,8 @@ impl MemLink {
             // Looked at before the queue: what was sent before the end is still taken.
             let gone = self.peer.gone.load(Ordering::Acquire);
             let Some(message) = self.inbox.messages.pop() else {
-                if gone {
+                // Its goodbye, or its answer to ours, may have been the last thing that was taken.
+                if gone && !core.session.life.is_closed() {
                     return Err(reset());
                 }
                 break;
