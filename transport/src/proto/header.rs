@@ -199,7 +199,7 @@ impl FrameHeader {
         };
         let with_len = self.head_len.is_some();
         let with_credit = self.credit.is_some();
-        let flags = place | u8::from(with_len) * HEAD_LEN | u8::from(with_credit) * CREDIT;
+        let flags = place | (u8::from(with_len) * HEAD_LEN) | (u8::from(with_credit) * CREDIT);
         let first = u64::from(self.kind as u8) | u64::from(flags) << 8 | u64::from(self.conn) << 32;
         let second = u64::from(self.generation) | u64::from(self.seq) << 32;
         out[..8].copy_from_slice(&first.to_le_bytes());
