@@ -39,7 +39,7 @@ use mio::{
     Interest, Registry, Token, event,
     net::{TcpStream, UnixStream},
 };
-use rustix::net::{SendAncillaryBuffer, SendFlags};
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
 
 use crate::framing::Framer;
 
@@ -118,10 +118,14 @@ impl Stream {
         done.or_else(|e| if e.kind() == io::ErrorKind::NotConnected { Ok(()) } else { Err(e) })
     }
 
+    /// `recv(2)`, straight to the kernel: libc's is a cancellation point, which costs in a program with threads.
     fn read(&self, buf: &mut [u8]) -> io::Result<usize> {
-        retry(|| match self {
-            Self::Tcp(s) => (&*s).read(buf),
-            Self::Unix(s) => (&*s).read(buf),
+        retry(|| {
+            let receive = || Ok(rustix::net::recv(self, &mut *buf, RecvFlags::empty())?.0);
+            match self {
+                Self::Tcp(s) => s.try_io(receive),
+                Self::Unix(s) => s.try_io(receive),
+            }
         })
     }
 
