@@ -39,7 +39,7 @@ use mio::{
     Interest, Registry, Token, event,
     net::{TcpStream, UnixStream},
 };
-use rustix::net::{SendAncillaryBuffer, SendFlags};
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
 
 use crate::framing::Framer;
 
@@ -127,10 +127,15 @@ impl Stream {
     }
 
     /// Reads what is there; `WouldBlock` if nothing is.
+    ///
+    /// `recv(2)`, straight to the kernel: libc's is a cancellation point, which costs in a program with threads.
     pub(crate) fn read(&self, buf: &mut [u8]) -> io::Result<usize> {
-        retry(|| match self {
-            Self::Tcp(s) => (&*s).read(buf),
-            Self::Unix(s) => (&*s).read(buf),
+        retry(|| {
+            let receive = || Ok(rustix::net::recv(self, &mut *buf, RecvFlags::empty())?.0);
+            match self {
+                Self::Tcp(s) => s.try_io(receive),
+                Self::Unix(s) => s.try_io(receive),
+            }
         })
     }
 

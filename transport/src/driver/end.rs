@@ -137,6 +137,10 @@ impl Conn {
     fn on_socket(&mut self, io: &mut Io, edge: &Edge) -> Result<()> {
         match &mut self.link {
             Link::Tcp(link) => {
+                if edge.closed {
+                    // The end makes no further edge: the reader must run into it.
+                    link.reader.expect_end();
+                }
                 if edge.readable || edge.closed {
                     link.read(&mut self.core, io)?;
                 }

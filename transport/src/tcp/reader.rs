@@ -20,6 +20,12 @@ use crate::{
     frame::{Body, RecvBuf},
 };
 
+/// Bytes read at a frame's start after a large body: another one is likely, and what of it comes through the scratch
+/// buffer is copied once more. Enough for prefix, header and most heads.
+const LOOKAHEAD: usize = 4 << 10;
+/// Bodies of this many bytes make that worth a possible second read.
+const LARGE_BODY: usize = 32 << 10;
+
 /// Why [`Reader::read`] stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ReadEnd {
@@ -97,6 +103,8 @@ pub(crate) struct Reader {
     pending: BytesMut,
     unread: bool,
     to_the_end: bool,
+    /// The last frame had a large body.
+    bulk: bool,
     step: Step,
 }
 
@@ -137,7 +145,7 @@ struct Header {
 impl Reader {
     pub(crate) fn new(mode: Mode, limits: ReadLimits) -> Self {
         let (pending, step) = (BytesMut::new(), Step::Start { need: 1 });
-        Self { mode, limits, pending, unread: false, to_the_end: false, step }
+        Self { mode, limits, pending, unread: false, to_the_end: false, bulk: false, step }
     }
 
     /// Gives it bytes that were read from the stream before (negotiation read past its last message). Only before the
@@ -207,9 +215,14 @@ impl Reader {
                 return Ok(ReadEnd::Budget);
             }
             let (asked, result) = match &mut self.step {
-                Step::Body(body) => body.read(stream, scratch, *budget),
-                _ => {
-                    let asked = scratch.len().min(*budget);
+                Step::Body(body) => {
+                    let ahead = if body.len < LARGE_BODY { scratch.len() } else { LOOKAHEAD.min(scratch.len()) };
+                    body.read(stream, &mut scratch[..ahead], *budget)
+                }
+                step => {
+                    let cautious = self.bulk && matches!(step, Step::Start { .. });
+                    let ahead = if cautious { LOOKAHEAD } else { usize::MAX };
+                    let asked = scratch.len().min(*budget).min(ahead);
                     (asked, stream.read(&mut scratch[..asked]))
                 }
             };
@@ -390,6 +403,7 @@ impl Reader {
         sink: &mut dyn Sink,
     ) -> Result<usize, Error> {
         self.step = Step::Start { need: 1 };
+        self.bulk = lengths.body >= LARGE_BODY as u64;
         if !lengths.direct {
             let head = payload.split_to(lengths.head);
             sink.on_frame(header, head, payload.into())?;

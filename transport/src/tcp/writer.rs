@@ -24,8 +24,9 @@ const SMALL_PART: usize = 512;
 pub(super) const MAX_SLICES: usize = 64;
 /// Bytes offered to one `sendmsg`. Socket buffers take less; it bounds the walk over many small frames.
 const MAX_OFFER: usize = 1 << 20;
-/// Frames up to this size are put together on the stack when they can be written at once, bytes with their header.
-const ON_STACK: usize = 512;
+/// Frames up to the first of these sizes, or else the second, are put together on the stack when they can be written at
+/// once, bytes with their header: up to there, clearing and filling that memory costs less than three slices.
+const ON_STACK: [usize; 2] = [512, 2048];
 /// Bytes sent that may lie in front of the unsent ones in a staging buffer before these are moved down.
 const COMPACT_FROM: usize = 64 << 10;
 /// Idle queues that a thread keeps, and how large their parts may be: less than 2 MiB for each thread.
@@ -462,17 +463,21 @@ fn contiguous(body: &Body) -> Option<&[u8]> {
     }
 }
 
-/// Writes a small frame with one call: copied together on the stack if it is very small, else as it lies.
+/// Writes a small frame with one call.
 fn write_parts(stream: &Stream, parts: [&[u8]; 3]) -> io::Result<usize> {
-    let len = parts.iter().map(|part| part.len()).sum();
-    if len > ON_STACK {
-        return stream.write_vectored(&parts.map(IoSlice::new));
+    match parts.iter().map(|part| part.len()).sum::<usize>() {
+        len if len <= ON_STACK[0] => write_joined::<{ ON_STACK[0] }>(stream, parts),
+        len if len <= ON_STACK[1] => write_joined::<{ ON_STACK[1] }>(stream, parts),
+        _ => stream.write_vectored(&parts.map(IoSlice::new)),
     }
-    let mut bytes = [0; ON_STACK];
-    let mut at = 0;
+}
+
+fn write_joined<const SIZE: usize>(stream: &Stream, parts: [&[u8]; 3]) -> io::Result<usize> {
+    let mut bytes = [0; SIZE];
+    let mut len = 0;
     for part in parts {
-        bytes[at..at + part.len()].copy_from_slice(part);
-        at += part.len();
+        bytes[len..len + part.len()].copy_from_slice(part);
+        len += part.len();
     }
     stream.write(&bytes[..len])
 }

@@ -106,3 +106,49 @@ fn the_end_is_seen_when_it_races_with_a_single_frame() {
         a_stream_of_frames(tcp_pair(), 1);
     }
 }
+
+/// Pushes frames and flushes at writable edges only, while the peer reads at its own pace.
+fn write_by_edges(pair: (Stream, impl std::io::Read + Send + 'static), count: usize) {
+    let (mut ours, mut theirs) = pair;
+    let frame_of = |i: usize| frame(i, i % 300, i * 977 % 40_000);
+    let total: usize = (0..count).map(|i| frame_of(i).on_wire().len()).sum();
+    let peer = thread::spawn(move || {
+        let (mut wire, mut buf) = (Vec::with_capacity(total), vec![0; 70_000]);
+        while wire.len() < total {
+            let size = 1 + wire.len() * 31 % buf.len();
+            let n = theirs.read(&mut buf[..size]).unwrap();
+            assert!(n > 0);
+            wire.extend_from_slice(&buf[..n]);
+        }
+        wire
+    });
+    let mut poll = Poll::new().unwrap();
+    poll.registry().register(&mut ours, Token(0), Interest::READABLE | Interest::WRITABLE).unwrap();
+    let (mut events, mut writer, mut pushed) = (Events::with_capacity(8), Writer::new(&Mode::Native), 0);
+    while pushed < count || writer.pending_bytes() > 0 {
+        poll.poll(&mut events, Some(Duration::from_secs(20))).unwrap();
+        assert!(events.iter().any(|e| e.is_writable()), "an edge was lost");
+        loop {
+            while pushed < count && writer.pending_bytes() < 500_000 {
+                let f = frame_of(pushed);
+                writer.push(&f.header, f.head.into(), f.body.into());
+                pushed += 1;
+            }
+            let end = writer.flush(&ours, &mut 100_000).unwrap();
+            if end == FlushEnd::WouldBlock || (end == FlushEnd::Done && pushed == count) {
+                break;
+            }
+        }
+    }
+    assert_eq!(writer.frames_done(), count as u64);
+    let wire = peer.join().unwrap();
+    assert!(wire == (0..count).flat_map(|i| frame_of(i).on_wire()).collect::<Vec<_>>());
+}
+
+#[test]
+fn no_writable_edge_is_lost() {
+    for _ in 0..3 {
+        write_by_edges(unix_pair(), 500);
+        write_by_edges(tcp_pair(), 500);
+    }
+}

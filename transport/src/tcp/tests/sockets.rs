@@ -103,9 +103,10 @@ fn refusal(address: SocketAddr) -> Error {
 
 #[test]
 fn a_port_where_nobody_listens_refuses() {
-    let listener = bind(Ipv4Addr::LOCALHOST, false).unwrap();
-    let address = listener.local_addr().unwrap();
-    drop(listener);
+    // Bound and not listening: nobody else can get the port in between.
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
     assert_eq!(refusal(address).kind(), ErrorKind::Refused);
 }
 
