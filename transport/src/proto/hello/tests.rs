@@ -93,7 +93,7 @@ fn each_mistake_has_its_error() {
     assert_eq!(decode(b"UX"), Err(HelloError::Magic));
     assert_eq!(decode(b"UCRP\x02"), Err(HelloError::Major(2)));
     assert_eq!(decode(b"UCRP\x01\0"), Err(HelloError::MessageType(0)));
-    assert_eq!(decode(b"UCRP\x01\x07"), Err(HelloError::MessageType(9)));
+    assert_eq!(decode(b"UCRP\x01\x09"), Err(HelloError::MessageType(9)));
     assert_eq!(decode(b"UCRP\x01\x04\0\0\x01\x20\0\0"), Err(HelloError::TooLong(8193)));
     assert_eq!(decode(b"UCRP\x01\x04\0\0\xff\xff\xff\xff"), Err(HelloError::TooLong(u32::MAX)));
     assert_eq!(decode(b"UCRP\x01\x04\0\0\x03\0\0\0\x01\0\0"), Err(HelloError::Truncated));
