@@ -117,8 +117,8 @@ impl<C: RawCaller, Req: Message, Resp: Message + Default> Call<C, Req, Resp> {
         self
     }
 
-    /// Sends a checksum of the message, and of the attachment, too, if `with_attachment`. brpc takes the latter since
-    /// version 1.16; before, it would take the checksum as one of the message.
+    /// Sends a checksum of the message, and of the attachment, too, if `with_attachment`. No release of brpc up to 1.17
+    /// knows the latter: it takes the checksum as one of the message alone, and refuses a call with an attachment.
     pub fn checksum(mut self, how: ChecksumType, with_attachment: bool) -> Self {
         self.options.checksum = how;
         self.options.checksum_attachment = with_attachment;

@@ -17,6 +17,14 @@ pub use call::{CallContext, Deadline, Metadata, Response};
 pub use service::{Registry, Service};
 pub use status::{Code, Status};
 
+/// Includes what `ucrpc_build` generated for a package: `include_proto!("example")`.
+#[macro_export]
+macro_rules! include_proto {
+    ($package:tt) => {
+        include!(concat!(env!("OUT_DIR"), "/", $package, ".rs"));
+    };
+}
+
 /// What generated code refers to, so that a crate that includes it needs no dependencies but this one.
 #[doc(hidden)]
 pub mod __private {
