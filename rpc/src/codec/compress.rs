@@ -135,7 +135,8 @@ impl CompressType {
         Ok(out)
     }
 
-    /// Decompresses `message`, to at most `limit` bytes. Nothing above the limit is allocated for the result.
+    /// Decompresses `message`, to at most `limit` bytes. The result's buffer never is longer than `limit`; while it grows,
+    /// its predecessor of half the length may be there, too.
     ///
     /// # Errors
     ///

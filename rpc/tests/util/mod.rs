@@ -12,7 +12,7 @@ pub fn hex(text: &str) -> Vec<u8> {
             continue;
         }
         let digits: Vec<u8> = part.bytes().filter(|b| !b.is_ascii_whitespace()).collect();
-        assert!(digits.len() % 2 == 0, "odd number of digits in {part:?}");
+        assert!(digits.len().is_multiple_of(2), "odd number of digits in {part:?}");
         let digit = |b: u8| (b as char).to_digit(16).expect("a hex digit") as u8;
         out.extend(digits.chunks(2).map(|pair| digit(pair[0]) << 4 | digit(pair[1])));
     }
