@@ -14,8 +14,11 @@ use ucrpc_rpc::wire::{Limits, MessageBuf, RpcMeta, Step, StreamFrameMeta, Stream
 /// What a message may become: small, so that the fuzzer finds what goes beyond.
 const MAX_MESSAGE: usize = 64 << 10;
 
-/// The checks by the name of their target.
-pub const TARGETS: [(&str, fn(&[u8])); 4] =
+/// A target's name and its check.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// All targets.
+pub const TARGETS: [Target; 4] =
     [("prpc", prpc), ("strm", strm), ("meta", meta), ("decompress", decompress)];
 
 /// One frame of any kind, whole or not: header, meta, message, attachment.

@@ -95,8 +95,8 @@ impl MessageBuf {
         let limit = u64::from(limits.max_body_size);
         let attachment_size = i32::try_from(attachment_len)
             .map_err(|_| EncodeError::BodyTooLarge { size: attachment_len as u64, limit })?;
-        let meta = RpcMeta { attachment_size: attachment_size.into(), ..meta.clone() };
-        let meta_len = meta.encoded_len();
+        let attachment_size = i64::from(attachment_size);
+        let meta_len = meta.encoded_len_with(attachment_size);
         if meta_len > limits.max_meta_size as usize {
             return Err(EncodeError::MetaTooLarge { size: meta_len as u64, limit: limits.max_meta_size.into() });
         }
@@ -115,7 +115,7 @@ impl MessageBuf {
         room.put_slice(&PRPC_MAGIC);
         room.put_u32(size as u32);
         room.put_u32(meta_len as u32);
-        meta.write(&mut Write(room));
+        meta.write_with(&mut Write(room), attachment_size);
         Ok(Head { bytes: head.freeze(), message_at })
     }
 }

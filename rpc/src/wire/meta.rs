@@ -114,12 +114,18 @@ impl<'a> RpcMeta<'a> {
 
     /// Bytes of the encoded meta.
     pub fn encoded_len(&self) -> usize {
+        self.encoded_len_with(self.attachment_size)
+    }
+
+    /// As [`Self::encoded_len`], with `attachment_size` in place of the field.
+    pub(super) fn encoded_len_with(&self, attachment_size: i64) -> usize {
         let mut count = Count::default();
-        self.write(&mut count);
+        self.write_with(&mut count, attachment_size);
         count.0
     }
 
-    pub(super) fn write(&self, sink: &mut impl Sink) {
+    /// Writes the meta, with `attachment_size` in place of the field.
+    pub(super) fn write_with(&self, sink: &mut impl Sink, attachment_size: i64) {
         if let Some(request) = &self.request {
             let mut len = Count::default();
             request.write(&mut len);
@@ -134,7 +140,7 @@ impl<'a> RpcMeta<'a> {
         }
         put_number(sink, 3, self.compress_type);
         sink.number(4, signed(self.correlation_id));
-        put_number(sink, 5, self.attachment_size);
+        put_number(sink, 5, attachment_size);
         if let Some(data) = self.authentication_data {
             sink.bytes(7, data);
         }

@@ -50,7 +50,18 @@ impl<'a> Reader<'a> {
         }
     }
 
+    #[inline]
     pub(super) fn varint(&mut self) -> Result<u64, MetaError> {
+        match self.rest {
+            [byte, rest @ ..] if *byte < 0x80 => {
+                self.rest = rest;
+                Ok(u64::from(*byte))
+            }
+            _ => self.long_varint(),
+        }
+    }
+
+    fn long_varint(&mut self) -> Result<u64, MetaError> {
         let mut value = 0_u64;
         for (at, &byte) in self.rest.iter().take(MAX_VARINT_LEN).enumerate() {
             if at == MAX_VARINT_LEN - 1 && byte > 1 {
@@ -166,7 +177,11 @@ impl Seen {
 pub(super) trait Sink {
     fn put(&mut self, bytes: &[u8]);
 
+    #[inline]
     fn varint(&mut self, mut value: u64) {
+        if value < 0x80 {
+            return self.put(&[value as u8]);
+        }
         let mut bytes = [0_u8; MAX_VARINT_LEN];
         let mut len = 0;
         while value >= 0x80 {
@@ -201,6 +216,11 @@ pub(super) struct Count(pub(super) usize);
 impl Sink for Count {
     fn put(&mut self, bytes: &[u8]) {
         self.0 += bytes.len();
+    }
+
+    fn varint(&mut self, value: u64) {
+        // Seven bits a byte, at least one.
+        self.0 += (u64::BITS - (value | 1).leading_zeros()).div_ceil(7) as usize;
     }
 }
 
