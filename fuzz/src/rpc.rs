@@ -18,8 +18,7 @@ const MAX_MESSAGE: usize = 64 << 10;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 4] =
-    [("prpc", prpc), ("strm", strm), ("meta", meta), ("decompress", decompress)];
+pub const TARGETS: [Target; 4] = [("prpc", prpc), ("strm", strm), ("meta", meta), ("decompress", decompress)];
 
 /// One frame of any kind, whole or not: header, meta, message, attachment.
 pub fn prpc(data: &[u8]) {

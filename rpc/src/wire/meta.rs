@@ -90,6 +90,8 @@ impl<'a> RpcMeta<'a> {
                 3 => meta.compress_type = reader.number(field)? as i32,
                 4 => meta.correlation_id = reader.number(field)? as i64,
                 5 => meta.attachment_size = reader.number(field)? as i64,
+                // chunk_info: not used by anyone.
+                6 => drop(reader.slice(field)?),
                 7 => meta.authentication_data = Some(reader.slice(field)?),
                 8 => meta.stream_settings = Some(StreamSettings::decode(reader.slice(field)?, limits)?),
                 9 => {

@@ -14,8 +14,9 @@ pub struct RpcMeta {
     pub correlation_id: Option<i64>,
     #[prost(int32, optional, tag = "5")]
     pub attachment_size: Option<i32>,
-    #[prost(message, optional, tag = "6")]
-    pub chunk_info: Option<ChunkInfo>,
+    /// `ChunkInfo`, which nobody reads: opaque here as it is in ours.
+    #[prost(bytes = "vec", optional, tag = "6")]
+    pub chunk_info: Option<Vec<u8>>,
     #[prost(bytes = "vec", optional, tag = "7")]
     pub authentication_data: Option<Vec<u8>>,
     #[prost(message, optional, tag = "8")]
@@ -58,14 +59,6 @@ pub struct RpcResponseMeta {
     pub error_code: Option<i32>,
     #[prost(string, optional, tag = "2")]
     pub error_text: Option<String>,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-pub struct ChunkInfo {
-    #[prost(int64, required, tag = "1")]
-    pub stream_id: i64,
-    #[prost(int64, required, tag = "2")]
-    pub chunk_id: i64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
