@@ -51,6 +51,9 @@ fn a_plain_request() {
         20 ac02
         0a 02 'hi'";
     check_request(&CallOptions::default(), attempt(300), expected);
+    let mut nothing_to_cover = CallOptions::default();
+    nothing_to_cover.checksum_attachment = true;
+    check_request(&nothing_to_cover, attempt(300), expected);
     let frame = hex(expected);
     let (head, message, attachment) = prpc(&frame);
     let request = RequestMeta { service_name: "t.Echo", method_name: "Say", ..RequestMeta::default() };
