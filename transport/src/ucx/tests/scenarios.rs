@@ -198,6 +198,7 @@ pub(super) fn stale_and_invalid() {
         assert_eq!(error.kind(), ErrorKind::Protocol, "{error}");
     }
     assert_eq!(pair.group.workers[0].inflight().endpoints, 1);
+    pair.ab = new;
     pair.end();
 }
 
