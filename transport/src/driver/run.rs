@@ -39,6 +39,11 @@ const EVENTS_PER_TURN: usize = 1024;
 const SPINS_PER_POLL: u32 = 16;
 /// Connections served in one turn.
 const SERVED_PER_TURN: usize = 256;
+/// So often in a row, with nothing done in between, a worker may say that it is busy before the thread naps all the same. Over
+/// shared memory it says so while messages wait for room in a peer's queue, which may be long, or for ever if the peer is dead.
+const BUSY_ARMS: u32 = 1000;
+/// How long such a nap is: the most that a message of a busy worker is late.
+const NAP: Duration = Duration::from_millis(1);
 /// A worker's descriptor that stays ready although progress finds nothing is believed this often in a row.
 const USELESS_EDGES: u32 = 3;
 
@@ -322,6 +327,7 @@ impl Core {
             worked |= self.poll(Some(Duration::ZERO));
             worked |= self.fire_timers();
             self.io.publish(self.conns.len());
+            self.io.replace_stuck_worker();
         }
         worked |= self.serve_ready();
         while let Some((key, error)) = self.io.doomed.pop() {
@@ -580,7 +586,8 @@ impl Core {
             counters.arm_queue_busy.add(1);
             return shared.wake.wake_up();
         }
-        if !self.arm() {
+        let armed = self.arm();
+        if !armed && self.io.busy_arms.0 < BUSY_ARMS {
             return shared.wake.wake_up();
         }
         if !shared.wake.commit_sleep() {
@@ -590,7 +597,8 @@ impl Core {
         self.update_clock();
         let detector = shared.config.detector.max(Duration::from_millis(1));
         let timer = self.io.timers.next().map(|at| at.saturating_duration_since(self.io.now));
-        let timeout = timer.map_or(detector, |t| t.min(detector));
+        let longest = if armed { detector } else { NAP };
+        let timeout = timer.map_or(longest, |t| t.min(longest));
         counters.sleeps.add(1);
         let result = self.io.poller.poll(Some(timeout));
         shared.wake.wake_up();
@@ -598,7 +606,7 @@ impl Core {
             tracing::error!(%error, "the poller failed");
         }
         self.update_clock();
-        self.after_sleep(timer.is_some_and(|t| t <= detector));
+        self.after_sleep(!armed || timer.is_some_and(|t| t <= detector));
     }
 
     /// Says why the sleep ended, and acts on it.
@@ -665,10 +673,13 @@ impl Core {
     fn arm(&mut self) -> bool {
         let WorkerSlot::Ready { worker, .. } = &mut self.io.worker else { return true };
         let counters = &self.io.shared.counters;
+        let (busy_arms, work_before) = std::mem::take(&mut self.io.busy_arms);
+        let work = counters.turns_with_work.get();
         match worker.arm() {
             Ok(Armed::Ok) => {}
             Ok(Armed::Busy) => {
                 counters.arm_ucx_busy.add(1);
+                self.io.busy_arms = (if work == work_before { busy_arms.saturating_add(1) } else { 1 }, work);
                 return false;
             }
             Err(error) => {
