@@ -111,9 +111,6 @@ impl Pair {
         assert!(["Reset", "TimedOut"].contains(&ended.get("kind")), "{ended:?}");
         if !ended.get("pending").is_empty() {
             let balance = peer.ask("balance", "balance");
-            let turns = peer.stat("turns");
-            std::thread::sleep(std::time::Duration::from_millis(500));
-            println!("turns in 500 ms: {}", peer.stat("turns") - turns);
             panic!("operations did not end: {ended:?} {balance:?}");
         }
         if self.mode == "load" {

@@ -226,8 +226,9 @@ impl Program {
 
     fn occupy(self: &Arc<Self>, name: &str, start: Instant, connection: Connection, mode: &str) {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        report_open(name, id, start, &connection);
+        // Commands about it may come as soon as it is known.
         self.senders.lock().expect("not poisoned").insert(id, connection.sender());
+        report_open(name, id, start, &connection);
         let (program, mode) = (self.clone(), mode.to_owned());
         std::thread::spawn(move || {
             occupy::run(id, connection, &mode, || {

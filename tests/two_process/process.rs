@@ -202,11 +202,25 @@ impl Peer {
         at
     }
 
-    /// SIGSTOP.
+    /// SIGSTOP; returns when every thread stands still.
     pub(crate) fn stop(&self) -> u64 {
         let at = now_us();
         self.signal(Signal::STOP);
+        let deadline = Instant::now() + SOON;
+        while !self.stands_still() {
+            assert!(Instant::now() < deadline, "a process does not stop");
+            std::thread::sleep(Duration::from_millis(1));
+        }
         at
+    }
+
+    fn stands_still(&self) -> bool {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("proc");
+        threads.flatten().all(|thread| {
+            let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+            // The state follows the name, which is in parentheses.
+            stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('T'))
+        })
     }
 
     /// SIGCONT.
