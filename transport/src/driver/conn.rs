@@ -4,9 +4,7 @@ use std::{collections::VecDeque, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 
-use super::{
-    Io, accept::ListenerShared, mem_link::MemLink, opening::Opening, tcp_link::TcpLink, ucx_link::UcxLink,
-};
+use super::{Io, accept::ListenerShared, mem_link::MemLink, opening::Opening, tcp_link::TcpLink, ucx_link::UcxLink};
 use crate::{
     Connection, Error, ErrorKind, Frame, Result,
     backend::Backend,

@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, net::SocketAddr, sync::Arc};
 
 use super::{
-    accept, Command,
+    Command, accept,
     conn::{Conn, ConnCore, Link},
     io::{Core, Io, Source},
     mem_link,

@@ -4,10 +4,7 @@ use std::{borrow::Cow, panic::AssertUnwindSafe, time::Duration};
 
 use bytes::Bytes;
 
-use super::{
-    ConnCore, Io,
-    io::Timer,
-};
+use super::{ConnCore, Io, io::Timer};
 use crate::{
     Error, ErrorKind, RecvBuf, Result,
     backend::Backend,
