@@ -78,7 +78,10 @@ impl Bed {
     fn check_transport(&self, connection: &Connection) {
         let transport = connection.transport().expect("an open connection has a transport");
         let right = match (self.backend.name, transport) {
-            ("mem", Transport::Mem) | ("tcp", Transport::Tcp) | ("unix", Transport::Unix) | ("ucx-all", Transport::Ucx(_)) => true,
+            ("mem", Transport::Mem)
+            | ("tcp", Transport::Tcp)
+            | ("unix", Transport::Unix)
+            | ("ucx-all", Transport::Ucx(_)) => true,
             ("ucx-tcp", Transport::Ucx(lanes)) => lanes.contains("tcp"),
             ("ucx-posix", Transport::Ucx(lanes)) => lanes.contains("posix"),
             ("ucx-sysv", Transport::Ucx(lanes)) => lanes.contains("sysv"),
@@ -87,6 +90,7 @@ impl Bed {
         assert!(right, "{} runs over {transport}", self.backend.name);
     }
 
+    #[allow(dead_code, reason = "for the cases that run over every wait policy")]
     pub fn set_wait(&self, policy: WaitPolicy) {
         self.server.set_wait_policy(policy);
         self.client.set_wait_policy(policy);
@@ -99,8 +103,16 @@ impl Bed {
             loop {
                 let stats = dispatcher.stats();
                 let pool = dispatcher.pool().stats();
-                let left = stats.connections + stats.handshakes + stats.listeners + stats.ucx_inflight
-                    + stats.ucx_held + stats.ucx_endpoints + stats.tasks + stats.timers + pool.receive_in_use + pool.send_in_use;
+                let left = stats.connections
+                    + stats.handshakes
+                    + stats.listeners
+                    + stats.ucx_inflight
+                    + stats.ucx_held
+                    + stats.ucx_endpoints
+                    + stats.tasks
+                    + stats.timers
+                    + pool.receive_in_use
+                    + pool.send_in_use;
                 if left == 0 {
                     assert_eq!(stats.wake_detector_hits, 0, "a wake-up was lost");
                     break;

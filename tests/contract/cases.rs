@@ -7,7 +7,8 @@ use crate::bed::{Bed, block_on};
 
 pub type Case = (&'static str, fn(&Bed));
 
-pub const CASES: &[Case] = &[("echo", echo), ("sizes", sizes), ("close_with_data_in_flight", close_with_data_in_flight)];
+pub const CASES: &[Case] =
+    &[("echo", echo), ("sizes", sizes), ("close_with_data_in_flight", close_with_data_in_flight)];
 
 /// Bytes that depend on a seed and are no repetition of a short pattern.
 fn random_bytes(seed: u64, len: usize) -> Bytes {
@@ -49,7 +50,8 @@ fn exchange(from: &Connection, to: &mut Connection, head: Bytes, body: Bytes) {
 fn sizes(bed: &Bed) {
     let config = ConnectionConfig { max_message: 256 << 20, ..ConnectionConfig::default() };
     let (mut client, mut server) = bed.pair(config);
-    let around = [0, 1, 64, 92, 512, 1 << 10, 4 << 10, 8 << 10, 16 << 10, 32 << 10, 64 << 10, 256 << 10, 1 << 20, 8 << 20];
+    let around =
+        [0, 1, 64, 92, 512, 1 << 10, 4 << 10, 8 << 10, 16 << 10, 32 << 10, 64 << 10, 256 << 10, 1 << 20, 8 << 20];
     for (i, middle) in around.into_iter().enumerate() {
         for len in [middle.max(1) - 1, middle, middle + 1] {
             let body = random_bytes(i as u64 + 7, len);

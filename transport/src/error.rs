@@ -130,7 +130,7 @@ impl Error {
 /// The result of a transport operation.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why [`Connection::send`](crate::Connection::send) did not take a frame. The frame comes back.
+/// Why [`Sender::send`](crate::Sender::send) did not take a frame. The frame comes back.
 #[derive(thiserror::Error)]
 pub enum SendError {
     /// The send queue is full: wait for `ready()` and try again.

@@ -49,7 +49,7 @@ pub(super) fn completion() -> (Completion, Sent) {
     (Completion(Some(state.clone())), Sent(state))
 }
 
-/// Future of [`Sender::send_tracked`]. Dropping it changes nothing: the frame is still sent.
+/// Future of [`Sender::send_tracked`](crate::Sender::send_tracked). Dropping it changes nothing: the frame is still sent.
 #[must_use = "futures do nothing unless awaited"]
 pub struct Sent(Arc<CompletionState>);
 

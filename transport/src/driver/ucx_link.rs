@@ -309,7 +309,7 @@ impl UcxLink {
             }
             // Heads are bounded by `max_head` and by the window; they don't come out of the pool's quota.
             let buf = RecvBuf::Bytes(BytesMut::zeroed(rndv.len()));
-            return self.start_fetch(core, io, rndv, buf, UcxOp::FetchHead { connection: core.key, seq, whole });
+            return self.start_fetch(io, rndv, buf, UcxOp::FetchHead { connection: core.key, seq, whole });
         }
         let head_len = header.head_len.unwrap_or(0) as usize;
         check_head(core, head_len)?;
@@ -341,7 +341,7 @@ impl UcxLink {
         let len = rndv.len() as u64;
         match receive::place(core, io, &head, len)? {
             Placed::Into(buf, kind) => {
-                self.start_fetch(core, io, rndv, buf, UcxOp::Fetch { connection: core.key, seq, head, kind })
+                self.start_fetch(io, rndv, buf, UcxOp::Fetch { connection: core.key, seq, head, kind })
             }
             Placed::Later => self.hold(core, seq, head, len, Held::Rendezvous(rndv)),
             Placed::Refuse(text) => {
@@ -359,14 +359,7 @@ impl UcxLink {
         }
     }
 
-    fn start_fetch(
-        &mut self,
-        core: &mut ConnCore,
-        io: &mut Io,
-        rndv: Rendezvous,
-        buf: RecvBuf,
-        op: UcxOp,
-    ) -> Result<()> {
+    fn start_fetch(&mut self, io: &mut Io, rndv: Rendezvous, buf: RecvBuf, op: UcxOp) -> Result<()> {
         let token = io.ops.insert(op) as u64;
         let Some(worker) = io.live_worker() else { return Err(gone()) };
         match worker.fetch(rndv, buf, token) {
@@ -394,7 +387,7 @@ impl UcxLink {
                 Some(buf) => {
                     let (seq, head) = (waiting.seq, waiting.head.unwrap_or_default());
                     let op = UcxOp::Fetch { connection: core.key, seq, head, kind: BufKind::Bytes };
-                    self.start_fetch(core, io, waiting.rndv, buf, op)?;
+                    self.start_fetch(io, waiting.rndv, buf, op)?;
                 }
                 None => {
                     self.no_room.push_front(waiting);
@@ -507,7 +500,7 @@ impl Backend for UcxLink {
             (Held::Here(_), None) => Ok(()),
             (Held::Rendezvous(rndv), Some(mut buf)) => {
                 buf.truncate(rndv.len());
-                self.start_fetch(core, io, rndv, buf, UcxOp::FetchFor { connection: core.key, reply })
+                self.start_fetch(io, rndv, buf, UcxOp::FetchFor { connection: core.key, reply })
             }
             (Held::Rendezvous(rndv), None) => {
                 if let Some(worker) = io.live_worker() {
@@ -603,7 +596,10 @@ fn check_head(core: &ConnCore, len: usize) -> Result<()> {
     if len <= core.config.max_head as usize {
         return Ok(());
     }
-    Err(Error::new(ErrorKind::Limit, format!("the peer sent a head of {len} bytes, max_head is {}", core.config.max_head)))
+    Err(Error::new(
+        ErrorKind::Limit,
+        format!("the peer sent a head of {len} bytes, max_head is {}", core.config.max_head),
+    ))
 }
 
 #[inline]
@@ -622,9 +618,7 @@ fn gather(io: &Io, body: Body) -> Result<Payload> {
         Body::Bytes(bytes) => Ok(Payload::Bytes(bytes)),
         Body::Buf(RecvBuf::Pool(buf)) => Ok(Payload::Pool(buf)),
         Body::Buf(buf) => Ok(Payload::Bytes(buf.freeze())),
-        Body::Segments(mut segments) if segments.len() == 1 => {
-            Ok(Payload::Bytes(segments.pop().unwrap_or_default()))
-        }
+        Body::Segments(mut segments) if segments.len() == 1 => Ok(Payload::Bytes(segments.pop().unwrap_or_default())),
         Body::Segments(segments) => {
             let total = segments.iter().map(Bytes::len).sum();
             let Ok(mut buf) = io.shared.pool.get(total, Purpose::Send) else {
@@ -646,4 +640,3 @@ fn gather(io: &Io, body: Body) -> Result<Payload> {
 fn gone() -> Error {
     Error::new(ErrorKind::Stopped, "the ucx worker is gone")
 }
-
