@@ -153,6 +153,16 @@ impl SendError {
     }
 }
 
+/// The error without the frame, for `?` where the frame need not come back.
+impl From<SendError> for Error {
+    fn from(error: SendError) -> Self {
+        match error {
+            SendError::Full(_) => Self::new(ErrorKind::Limit, "the send queue is full: wait with ready()"),
+            SendError::Closed(_, error) | SendError::TooLarge(_, error) => error,
+        }
+    }
+}
+
 impl std::fmt::Debug for SendError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {

@@ -109,6 +109,11 @@ impl Numbering {
         }
     }
 
+    /// Bytes that the peer has not given credit for.
+    pub(crate) fn in_flight_bytes(&self) -> u64 {
+        self.credit.as_ref().map_or(0, |credit| credit.in_flight().bytes)
+    }
+
     /// Data frames numbered so far.
     pub(crate) fn count(&self) -> u32 {
         self.next

@@ -117,6 +117,7 @@ impl TcpLink {
             core.shared.reader.wake();
         }
         core.heard(io.now);
+        core.reassure(io);
         if let Some(credit) = granted {
             lock(&self.half).numbering.give(credit)?;
             core.make_ready(io);

@@ -2,6 +2,7 @@
 
 mod cm;
 mod death;
+mod latency;
 mod scenarios;
 
 use std::{
@@ -40,9 +41,13 @@ fn child() {
         "garbage" => scenarios::garbage_addresses(),
         "abrupt" => scenarios::abrupt(),
         "killed" => death::killed_peer(),
+        "latency" => latency::ping(),
+        "overhead" => latency::overhead(),
+        "echo" => latency::echo(),
         "victim" => death::victim(),
         "cm" => cm::accept_and_talk(),
         "cm_reject" => cm::reject(),
+        "rejecter" => cm::rejecter(),
         "cm_cycles" => cm::cycles(),
         other => panic!("no scenario {other}"),
     }
