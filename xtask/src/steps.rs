@@ -1,7 +1,7 @@
 //! The table of what `cargo xtask test` does. A new check is one more row.
 
 use crate::{
-    need::Need::{self, Deny, Fuzz, Iproute, Libclang, Miri, Nftables, PkgConfig, Ucx, UcxHeaders},
+    need::Need::{self, Deny, Fuzz, Iproute, Libclang, Miri, Nftables, PkgConfig, Ucx, UcxHeaders, Valgrind},
     run::Line,
 };
 
@@ -132,6 +132,13 @@ pub(crate) const STEPS: &[Step] = &[
         name: "loom",
         about: "all interleavings of the queues and of falling asleep",
         lines: &[line(&["sh", "ci/loom.sh"])],
+        ..STEP
+    },
+    Step {
+        name: "valgrind",
+        about: "the UCX room, and UCX, under valgrind",
+        needs: &[Ucx, Valgrind],
+        lines: &[line(&["sh", "ci/valgrind.sh"])],
         ..STEP
     },
     Step {

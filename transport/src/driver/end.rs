@@ -109,8 +109,7 @@ impl Conn {
         let sent = backend.sent();
         match &self.link {
             // A foreign protocol has no goodbye: the end of the stream is one.
-            Link::Tcp(link) if self.core.session.recv.is_none() => {
-                let _ = link.stream.shutdown(std::net::Shutdown::Write);
+            Link::Tcp(_) if self.core.session.recv.is_none() => {
                 self.core.session.life.on_error(Error::new(ErrorKind::Closed, "the connection was closed"));
             }
             _ => self.core.session.life.on_all_sent(sent),
@@ -170,8 +169,8 @@ impl Conn {
 
     /// The peer's socket has ended. In the middle of things that is a crash; after a goodbye it is the last word.
     fn on_eof(&self) -> Error {
-        if !self.core.session.life.is_open() && self.core.session.life.is_closed() {
-            return Error::new(ErrorKind::PeerClosed, "the peer closed the connection");
+        if self.core.session.life.is_mutual() {
+            return Error::new(ErrorKind::Closed, "both sides closed the connection");
         }
         if self.core.session.recv.is_none() {
             return Error::new(ErrorKind::PeerClosed, "the peer closed the connection");
@@ -253,7 +252,10 @@ impl Core {
     /// Ends a connection whose peer said goodbye, but keeps the path up until our answer has arrived.
     fn say_last_word(&mut self, key: Key, error: Error) {
         let Some(conn) = self.conns.get_mut(key) else { return };
-        if error.kind() != ErrorKind::PeerClosed || conn.eof() {
+        // Closing a socket with unread bytes resets it, and what it has sent may be lost: a foreign protocol's peer has
+        // no goodbye to wait for either, only its own end.
+        let waits = error.kind() == ErrorKind::PeerClosed || conn.core.session.recv.is_none();
+        if !waits || conn.eof() {
             return self.end(key, error);
         }
         conn.core.shared.finish(error);

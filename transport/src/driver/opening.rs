@@ -19,6 +19,7 @@ use bytes::{Buf, BytesMut};
 use super::{
     ConnCore, Io,
     conn::Link,
+    dial,
     mem_link::MemInbox,
     send::Numbering,
     tcp_link::TcpLink,
@@ -534,6 +535,11 @@ impl Opening {
         self.stage = Stage::Done;
         let (Some(stream), Some(source)) = (self.stream.take(), self.source.take()) else { return Step::Wait };
         let native = framer.is_none();
+        if let (false, Some(keepalive)) = (native, dial::kernel_keepalive(core))
+            && let Err(error) = stream.set_keepalive(&keepalive)
+        {
+            tracing::warn!(%error, "the kernel's keepalive cannot be set");
+        }
         let framing = framer.as_ref().map(|f| f.name());
         let peer = terms.map_or(Key { index: 0, generation: 0 }, |t| t.key);
         let numbering = Numbering::new(peer, terms.map(|t| t.credit));

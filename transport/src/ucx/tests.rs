@@ -244,6 +244,8 @@ impl Pair {
     fn end(mut self) {
         self.group.workers[0].close(self.ab);
         self.group.workers[1].close(self.ba);
+        // Together: a close may wait for connecting, and that for the other side.
+        self.group.until_all_zero();
         self.group.end();
     }
 }
