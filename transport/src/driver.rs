@@ -85,7 +85,7 @@ impl Command {
         let stopped = || Error::new(ErrorKind::Stopped, "the dispatcher has stopped");
         match self {
             Self::Connect { half, .. } => half.shared.finish(stopped()),
-            Self::Fetch { reply, .. } => reply.fail(stopped()),
+            Self::Fetch { mut reply, .. } => reply.fail(stopped()),
             Self::AdoptMem { peer, .. } => peer.answer(Err(stopped())),
             Self::Sleep { state, .. } => {
                 state.fired.store(true, std::sync::atomic::Ordering::Release);

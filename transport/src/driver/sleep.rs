@@ -5,6 +5,11 @@ use std::time::Duration;
 use super::io::{Core, Source, WorkerSlot};
 use crate::{event::poller::Key, ucx::Armed};
 
+/// So often in a row, with nothing done in between, a worker may say that it is busy before the thread naps all the same. Over
+/// shared memory it says so while messages wait for room in a peer's queue, which may be long, or for ever if the peer is dead.
+const BUSY_ARMS: u32 = 1000;
+/// How long such a nap is: the most that a message of a busy worker is late.
+const NAP: Duration = Duration::from_millis(1);
 /// A worker's descriptor that stays ready although progress finds nothing is believed this often in a row.
 const USELESS_EDGES: u32 = 3;
 
@@ -29,7 +34,8 @@ impl Core {
             counters.arm_queue_busy.add(1);
             return shared.wake.wake_up();
         }
-        if !self.arm() {
+        let armed = self.arm();
+        if !armed && self.io.busy_arms.0 < BUSY_ARMS {
             return shared.wake.wake_up();
         }
         if !shared.wake.commit_sleep() {
@@ -39,7 +45,8 @@ impl Core {
         self.update_clock();
         let detector = shared.config.detector.max(Duration::from_millis(1));
         let timer = self.io.timers.next().map(|at| at.saturating_duration_since(self.io.now));
-        let timeout = timer.map_or(detector, |t| t.min(detector));
+        let longest = if armed { detector } else { NAP };
+        let timeout = timer.map_or(longest, |t| t.min(longest));
         counters.sleeps.add(1);
         let result = self.io.poller.poll(Some(timeout));
         shared.wake.wake_up();
@@ -47,7 +54,7 @@ impl Core {
             tracing::error!(%error, "the poller failed");
         }
         self.update_clock();
-        self.after_sleep(timer.is_some_and(|t| t <= detector));
+        self.after_sleep(!armed || timer.is_some_and(|t| t <= detector));
     }
 
     /// Says why the sleep ended, and acts on it.
@@ -106,10 +113,13 @@ impl Core {
     fn arm(&mut self) -> bool {
         let WorkerSlot::Ready { worker, .. } = &mut self.io.worker else { return true };
         let counters = &self.io.shared.counters;
+        let (busy_arms, work_before) = std::mem::take(&mut self.io.busy_arms);
+        let work = counters.turns_with_work.get();
         match worker.arm() {
             Ok(Armed::Ok) => {}
             Ok(Armed::Busy) => {
                 counters.arm_ucx_busy.add(1);
+                self.io.busy_arms = (if work == work_before { busy_arms.saturating_add(1) } else { 1 }, work);
                 return false;
             }
             Err(error) => {

@@ -534,9 +534,12 @@ impl Backend for UcxLink {
         }
     }
 
-    fn close(&mut self, _: &mut ConnCore, io: &mut Io) {
+    fn close(&mut self, core: &mut ConnCore, io: &mut Io) {
         if let Some(worker) = io.live_worker() {
             worker.close(self.ep);
+        }
+        if self.inflight > 0 || self.fetches > 0 {
+            fail_operations(core, io);
         }
         io.poller.remove(&*self.stream);
         io.sources.remove(self.source);
@@ -545,6 +548,24 @@ impl Backend for UcxLink {
         self.no_room.clear();
         self.headless.clear();
         self.held.clear();
+    }
+}
+
+/// Tells everyone who waits for an operation of this connection that it has ended. The operations keep their memory until
+/// UCX is done with them, which may take long: over shared memory, a dead peer's full queue holds them for ever.
+fn fail_operations(core: &ConnCore, io: &mut Io) {
+    let closed = || Error::new(ErrorKind::Closed, "the connection was closed");
+    let end = core.shared.end().cloned().unwrap_or_else(closed);
+    for (_, op) in io.ops.iter_mut().filter(|(_, op)| op.connection() == core.key) {
+        match op {
+            UcxOp::Send { done, .. } => {
+                if let Some(mut done) = done.take() {
+                    done.fail(end.clone());
+                }
+            }
+            UcxOp::FetchFor { reply, .. } => reply.fail(end.clone()),
+            UcxOp::Fetch { .. } | UcxOp::FetchHead { .. } => {}
+        }
     }
 }
 
