@@ -96,9 +96,11 @@ impl<'a> Words<'a> {
         config.recv_window_bytes = self.get("window_bytes").unwrap_or(config.recv_window_bytes);
         if self.mode() == "load" {
             // Some bodies are fetched by the application, so that fetches are under way when the peer goes.
-            config.planner = Some(Arc::new(|announced: &Announcement<'_>| {
-                if announced.body_len % 7 == 3 { RecvPlan::Later } else { RecvPlan::Pool }
-            }));
+            config.planner = Some(Arc::new(
+                |announced: &Announcement<'_>| {
+                    if announced.body_len % 7 == 3 { RecvPlan::Later } else { RecvPlan::Pool }
+                },
+            ));
         }
         config
     }
