@@ -88,11 +88,7 @@ mod generate {
     struct LibcTypes;
 
     impl ParseCallbacks for LibcTypes {
-        fn blocklisted_type_implements_trait(
-            &self,
-            name: &str,
-            derive: DeriveTrait,
-        ) -> Option<ImplementsTrait> {
+        fn blocklisted_type_implements_trait(&self, name: &str, derive: DeriveTrait) -> Option<ImplementsTrait> {
             let copy = matches!(derive, DeriveTrait::Copy) && name.contains("sockaddr");
             copy.then_some(ImplementsTrait::Yes)
         }
@@ -115,12 +111,7 @@ mod generate {
 
     pub(crate) fn bindings(ucx: &Installation) {
         println!("cargo::rerun-if-changed=wrapper.h");
-        for variable in [
-            "LIBCLANG_PATH",
-            "LLVM_CONFIG_PATH",
-            "CLANG_PATH",
-            "BINDGEN_EXTRA_CLANG_ARGS",
-        ] {
+        for variable in ["LIBCLANG_PATH", "LLVM_CONFIG_PATH", "CLANG_PATH", "BINDGEN_EXTRA_CLANG_ARGS"] {
             println!("cargo::rerun-if-env-changed={variable}");
         }
         let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
@@ -132,7 +123,9 @@ mod generate {
             .allowlist_type("ucp_.*|ucs_status.*|ucs_thread_mode.*|ucs_memory_type.*|ucs_sock_addr.*")
             .allowlist_var("UCP_.*|UCS_.*")
             // libc has these, and two types of one name would not be the same type.
-            .blocklist_type("sockaddr|sockaddr_storage|sa_family_t|__socklen_t|socklen_t|FILE|_IO_.*|iovec|__off_t|__off64_t")
+            .blocklist_type(
+                "sockaddr|sockaddr_storage|sa_family_t|__socklen_t|socklen_t|FILE|_IO_.*|iovec|__off_t|__off64_t",
+            )
             .raw_line("use libc::{FILE, sockaddr, sockaddr_storage, socklen_t};")
             // A newer library returns values that these headers do not name, so no Rust enums.
             .parse_callbacks(Box::new(LibcTypes))

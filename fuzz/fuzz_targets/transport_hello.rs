@@ -46,7 +46,7 @@ fuzz_target!(|bytes: &[u8]| {
                 Message::Fallback(fallback) => {
                     drop(negotiate::mirror(&negotiate::from_wire(fallback.code, &fallback.text)));
                 }
-                Message::Ready(_) | Message::Nak(_) => {}
+                Message::Ready(_) | Message::Nak(_) | Message::Ping(_) | Message::Pong(_) => {}
             }
         }
     }

@@ -112,7 +112,10 @@ impl Address {
             Ok("auto" | "") | Err(std::env::VarError::NotPresent) => Ok(Self::Auto(hp)),
             other => Err(Error::new(
                 ErrorKind::Invalid,
-                format!("UCRPC_TRANSPORT must be tcp, ucx or auto, not {:?}", other.unwrap_or("bytes that are not UTF-8")),
+                format!(
+                    "UCRPC_TRANSPORT must be tcp, ucx or auto, not {:?}",
+                    other.unwrap_or("bytes that are not UTF-8")
+                ),
             )),
         }
     }

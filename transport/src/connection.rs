@@ -277,8 +277,7 @@ pub(crate) fn new(dispatcher: Arc<dispatcher::Shared>, config: ConnectionConfig)
         direct: OnceLock::new(),
     });
     let handle = Arc::new(Handle { shared: shared.clone() });
-    let connection =
-        Connection { sender: Sender { handle }, receive, untold_frames: 0, untold_bytes: 0 };
+    let connection = Connection { sender: Sender { handle }, receive, untold_frames: 0, untold_bytes: 0 };
     (connection, DriverHalf { shared, queue: queue_out, deliver, config })
 }
 

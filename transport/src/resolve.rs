@@ -9,11 +9,7 @@ use std::{
 };
 
 use crate::{
-    Address, Error, ErrorKind, Result,
-    address::HostPort,
-    connection::DriverHalf,
-    dispatcher,
-    driver::Command,
+    Address, Error, ErrorKind, Result, address::HostPort, connection::DriverHalf, dispatcher, driver::Command,
 };
 
 /// Look-ups at once in this process: each blocks a thread for as long as the name service takes.

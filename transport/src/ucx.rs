@@ -14,6 +14,7 @@
 #![allow(dead_code, unused_imports)]
 
 mod address;
+mod am;
 mod callback;
 mod cm;
 mod context;

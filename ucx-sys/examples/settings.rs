@@ -8,11 +8,7 @@ fn main() -> std::process::ExitCode {
             return std::process::ExitCode::FAILURE;
         }
     };
-    println!(
-        "version           {} {:?}",
-        ucx.version_string(),
-        ucx.version()
-    );
+    println!("version           {} {:?}", ucx.version_string(), ucx.version());
     println!("library           {}", ucx.path().display());
     println!("was in process    {}", ucx.was_in_process());
     println!("max thread level  {:?}", ucx.max_thread_level());

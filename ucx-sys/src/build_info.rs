@@ -30,12 +30,7 @@ impl fmt::Display for BuildInfo {
             Some(false) => "off",
             None => "unknown",
         };
-        write!(
-            f,
-            "assertions {}, multi-threading {}, plug-ins: ",
-            word(self.assertions),
-            word(self.multi_threaded)
-        )?;
+        write!(f, "assertions {}, multi-threading {}, plug-ins: ", word(self.assertions), word(self.multi_threaded))?;
         f.write_str(if self.plugins.is_empty() { "none" } else { "" })?;
         f.write_str(&self.plugins.join(" "))
     }
@@ -44,15 +39,10 @@ impl fmt::Display for BuildInfo {
 impl Ucx {
     /// Finds out how the library was built. Reads the library's file (1 to 3 MB): not for the hot path.
     pub fn build_info(&self) -> BuildInfo {
-        let assertions = std::fs::read(self.path()).ok().map(|bytes| {
-            bytes
-                .windows(ASSERTION.len())
-                .any(|window| window == ASSERTION)
-        });
-        let multi_threaded = self
-            .max_thread_level()
+        let assertions = std::fs::read(self.path())
             .ok()
-            .map(|level| level >= crate::UCS_THREAD_MODE_MULTI);
+            .map(|bytes| bytes.windows(ASSERTION.len()).any(|window| window == ASSERTION));
+        let multi_threaded = self.max_thread_level().ok().map(|level| level >= crate::UCS_THREAD_MODE_MULTI);
         let mut plugins: Vec<String> = self
             .path()
             .canonicalize()
@@ -63,18 +53,10 @@ impl Ucx {
             .flatten()
             .filter_map(|entry| {
                 let name = entry.file_name().into_string().ok()?;
-                Some(
-                    name.strip_prefix("libuct_")?
-                        .strip_suffix(".so.0")?
-                        .to_owned(),
-                )
+                Some(name.strip_prefix("libuct_")?.strip_suffix(".so.0")?.to_owned())
             })
             .collect();
         plugins.sort();
-        BuildInfo {
-            assertions,
-            multi_threaded,
-            plugins,
-        }
+        BuildInfo { assertions, multi_threaded, plugins }
     }
 }

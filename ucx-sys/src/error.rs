@@ -56,9 +56,5 @@ pub enum LoadError {
 }
 
 fn join(tried: &[Attempt]) -> String {
-    tried
-        .iter()
-        .map(Attempt::to_string)
-        .collect::<Vec<_>>()
-        .join("; ")
+    tried.iter().map(Attempt::to_string).collect::<Vec<_>>().join("; ")
 }

@@ -176,19 +176,13 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_named() {
-        let missing = Functions::resolve(&|_| None)
-            .err()
-            .expect("nothing can be found");
+        let missing = Functions::resolve(&|_| None).err().expect("nothing can be found");
         assert_eq!(missing, Functions::REQUIRED);
         let address = core::ptr::dangling_mut();
-        let missing =
-            Functions::resolve(&|name| (name != "ucp_worker_arm").then_some(address)).err();
+        let missing = Functions::resolve(&|name| (name != "ucp_worker_arm").then_some(address)).err();
         assert_eq!(missing, Some(vec!["ucp_worker_arm"]));
         let found = Functions::resolve(&|name| (name != "ucp_memh_pack").then_some(address)).ok();
-        assert_eq!(
-            found.map(|functions| functions.missing_optional()),
-            Some(vec!["ucp_memh_pack"])
-        );
+        assert_eq!(found.map(|functions| functions.missing_optional()), Some(vec!["ucp_memh_pack"]));
     }
 
     /// bindings.md has one row for every function.
@@ -200,17 +194,10 @@ mod tests {
             .flat_map(|names| names.split('`').filter(|name| name.starts_with("uc")))
             .filter(|name| *name != "ucp_init")
             .collect();
-        let optional = Functions::resolve(&|name| {
-            Functions::REQUIRED
-                .contains(&name)
-                .then_some(core::ptr::dangling_mut())
-        });
+        let optional =
+            Functions::resolve(&|name| Functions::REQUIRED.contains(&name).then_some(core::ptr::dangling_mut()));
         let mut functions = Functions::REQUIRED.to_vec();
-        functions.extend(
-            optional
-                .map(|found| found.missing_optional())
-                .expect("all required are there"),
-        );
+        functions.extend(optional.map(|found| found.missing_optional()).expect("all required are there"));
         for name in &functions {
             assert_eq!(rows.iter().filter(|row| *row == name).count(), 1, "{name}");
         }

@@ -2,8 +2,8 @@
 
 use crate::Ucx;
 use crate::bindings::{
-    UCP_API_MAJOR, UCP_API_MINOR, UCP_DATATYPE_CONTIG, UCP_DATATYPE_IOV, UCP_DATATYPE_SHIFT,
-    ucp_config_t, ucp_context_h, ucp_datatype_t, ucp_params_t, ucs_status_ptr_t, ucs_status_t,
+    UCP_API_MAJOR, UCP_API_MINOR, UCP_DATATYPE_CONTIG, UCP_DATATYPE_IOV, UCP_DATATYPE_SHIFT, ucp_config_t,
+    ucp_context_h, ucp_datatype_t, ucp_params_t, ucs_status_ptr_t, ucs_status_t,
 };
 
 /// The smallest address that is an error: `UCS_ERR_LAST` as the C cast to `uintptr_t` makes it.
@@ -35,11 +35,7 @@ pub fn UCS_PTR_RAW_STATUS(pointer: ucs_status_ptr_t) -> ucs_status_t {
 #[inline]
 #[allow(non_snake_case)]
 pub fn UCS_PTR_STATUS(pointer: ucs_status_ptr_t) -> ucs_status_t {
-    if UCS_PTR_IS_PTR(pointer) {
-        ucs_status_t::UCS_INPROGRESS
-    } else {
-        UCS_PTR_RAW_STATUS(pointer)
-    }
+    if UCS_PTR_IS_PTR(pointer) { ucs_status_t::UCS_INPROGRESS } else { UCS_PTR_RAW_STATUS(pointer) }
 }
 
 /// The pointer that a `_nbx` call would return for this status.
@@ -53,16 +49,14 @@ pub fn UCS_STATUS_PTR(status: ucs_status_t) -> ucs_status_ptr_t {
 #[inline]
 #[allow(non_snake_case)]
 pub fn UCS_IS_LINK_ERROR(status: ucs_status_t) -> bool {
-    (ucs_status_t::UCS_ERR_LAST_LINK_FAILURE.0..=ucs_status_t::UCS_ERR_FIRST_LINK_FAILURE.0)
-        .contains(&status.0)
+    (ucs_status_t::UCS_ERR_LAST_LINK_FAILURE.0..=ucs_status_t::UCS_ERR_FIRST_LINK_FAILURE.0).contains(&status.0)
 }
 
 /// Whether the status says that an endpoint failed.
 #[inline]
 #[allow(non_snake_case)]
 pub fn UCS_IS_ENDPOINT_ERROR(status: ucs_status_t) -> bool {
-    (ucs_status_t::UCS_ERR_LAST_ENDPOINT_FAILURE.0..=ucs_status_t::UCS_ERR_FIRST_ENDPOINT_FAILURE.0)
-        .contains(&status.0)
+    (ucs_status_t::UCS_ERR_LAST_ENDPOINT_FAILURE.0..=ucs_status_t::UCS_ERR_FIRST_ENDPOINT_FAILURE.0).contains(&status.0)
 }
 
 /// Bit `index` of a mask; `index` is below 64.
@@ -158,11 +152,7 @@ mod tests {
             (-90, false, false),
         ] {
             assert_eq!(UCS_IS_LINK_ERROR(ucs_status_t(code)), link, "{code}");
-            assert_eq!(
-                UCS_IS_ENDPOINT_ERROR(ucs_status_t(code)),
-                endpoint,
-                "{code}"
-            );
+            assert_eq!(UCS_IS_ENDPOINT_ERROR(ucs_status_t(code)), endpoint, "{code}");
         }
     }
 
@@ -173,10 +163,7 @@ mod tests {
         assert_eq!(ucp_dt_make_contig(usize::MAX >> 3), !7);
         assert_eq!(ucp_dt_make_contig(usize::MAX), !7);
         assert_eq!(ucp_dt_make_iov(), 2);
-        assert_eq!(
-            (UCS_BIT(0), UCS_BIT(31), UCS_BIT(63)),
-            (1, 1 << 31, 1 << 63)
-        );
+        assert_eq!((UCS_BIT(0), UCS_BIT(31), UCS_BIT(63)), (1, 1 << 31, 1 << 63));
     }
 
     #[test]

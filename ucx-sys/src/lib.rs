@@ -72,14 +72,7 @@ mod status;
 
 /// bindgen's output.
 mod bindings {
-    #![allow(
-        missing_docs,
-        unreachable_pub,
-        non_camel_case_types,
-        non_upper_case_globals,
-        non_snake_case,
-        dead_code
-    )]
+    #![allow(missing_docs, unreachable_pub, non_camel_case_types, non_upper_case_globals, non_snake_case, dead_code)]
     #![allow(clippy::all, clippy::use_self)]
 
     #[cfg(not(feature = "bindgen"))]

@@ -1,8 +1,6 @@
 //! Finds UCX, prepares its environment, loads it once for the life of the process.
 
-use crate::bindings::{
-    UCP_LIB_ATTR_FIELD_MAX_THREAD_LEVEL, ucp_lib_attr_t, ucs_status_t, ucs_thread_mode_t,
-};
+use crate::bindings::{UCP_LIB_ATTR_FIELD_MAX_THREAD_LEVEL, ucp_lib_attr_t, ucs_status_t, ucs_thread_mode_t};
 #[cfg(not(feature = "link"))]
 use crate::error::Attempt;
 use crate::error::LoadError;
@@ -25,13 +23,7 @@ const SIBLINGS: [&str; 3] = ["libucm.so.0", "libucs.so.0", "libuct.so.0"];
 /// The oldest version whose functions and structures the bindings describe.
 const MINIMUM: (u32, u32) = (1, 13);
 /// The signals that UCX takes at load time unless told not to.
-const SIGNALS: [c_int; 5] = [
-    libc::SIGSEGV,
-    libc::SIGBUS,
-    libc::SIGFPE,
-    libc::SIGILL,
-    libc::SIGHUP,
-];
+const SIGNALS: [c_int; 5] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGHUP];
 
 /// UCX, loaded. All C functions are its methods, under their C names.
 ///
@@ -47,10 +39,7 @@ pub struct Ucx {
 
 impl std::fmt::Debug for Ucx {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Ucx")
-            .field("version", &self.version)
-            .field("path", &self.path)
-            .finish_non_exhaustive()
+        f.debug_struct("Ucx").field("version", &self.version).field("path", &self.path).finish_non_exhaustive()
     }
 }
 
@@ -81,8 +70,12 @@ fn load_once() -> Result<Ucx, LoadError> {
     }
     let present = libucs_in_process();
     let was_in_process = cfg!(feature = "link") || present.is_some();
+    let mut defaults = settings::defaults(Devices::here());
+    if needs_memory_events(&library_file(choice.as_deref())) {
+        defaults.retain(|default| default.name != "UCX_MEM_EVENTS");
+    }
     let settings = settings::apply(
-        &settings::defaults(Devices::here()),
+        &defaults,
         &|name| std::env::var_os(name),
         &mut |name, value| {
             // SAFETY: Rust code reads the environment through std, which holds its lock here. For C code on other threads the
@@ -91,25 +84,37 @@ fn load_once() -> Result<Ucx, LoadError> {
         },
         was_in_process,
     );
-    let Opened {
-        functions,
-        version,
-        path,
-    } = open_and_resolve(choice.as_deref(), present.as_deref())
-        .inspect_err(|_| take_back(&settings))?;
+    let Opened { functions, version, path } =
+        open_and_resolve(choice.as_deref(), present.as_deref()).inspect_err(|_| take_back(&settings))?;
     let missing_optional = functions.missing_optional();
-    let ucx = Ucx {
-        functions,
-        version,
-        path,
-        was_in_process,
-        settings,
-        missing_optional,
-    };
+    let ucx = Ucx { functions, version, path, was_in_process, settings, missing_optional };
     if was_in_process {
         ucx.catch_up();
     }
     Ok(ucx)
+}
+
+/// The file that is going to be opened, as far as it can be told before the dynamic linker is asked.
+fn library_file(choice: Option<&OsStr>) -> PathBuf {
+    if let Some(choice) = choice {
+        let path = PathBuf::from(choice);
+        return if path.is_dir() { path.join(SONAME) } else { path };
+    }
+    let searched = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
+    let usual = ["/usr/local/lib", "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib"];
+    let folders = std::env::split_paths(&searched).chain(usual.map(PathBuf::from));
+    folders.map(|folder| folder.join(SONAME)).find(|file| file.exists()).unwrap_or_default()
+}
+
+/// Whether this libucp is one that crashes when memory events are off: 1.16 and 1.19 were seen to, and 1.22 not to, when an
+/// endpoint ends with a rendezvous pending (they invalidate regions of a registration cache that was never made).
+///
+/// The version can be asked for only after loading, when the environment has been read. But the names of functions that came with
+/// 1.16 and with 1.22 are in the file.
+fn needs_memory_events(file: &Path) -> bool {
+    let Ok(bytes) = std::fs::read(file) else { return false };
+    let has = |name: &[u8]| memchr::memmem::find(&bytes, name).is_some();
+    has(b"ucp_rkey_compare") && !has(b"ucp_datatype_iter_sgl_init")
 }
 
 /// A library that is open and complete.
@@ -130,37 +135,23 @@ fn open_and_resolve(choice: Option<&OsStr>, present: Option<&Path>) -> Result<Op
     };
     let Some(get_version) = lookup("ucp_get_version") else {
         let library = choice.map_or_else(|| SONAME.into(), PathBuf::from);
-        return Err(LoadError::MissingSymbol {
-            library,
-            names: vec!["ucp_get_version"],
-        });
+        return Err(LoadError::MissingSymbol { library, names: vec!["ucp_get_version"] });
     };
     let path = library_of(get_version).unwrap_or_default();
     // SAFETY: the function has had this type since UCX 1.0.
-    let version =
-        read_version(unsafe { core::mem::transmute::<*mut c_void, GetVersion>(get_version) });
+    let version = read_version(unsafe { core::mem::transmute::<*mut c_void, GetVersion>(get_version) });
     if (version.0, version.1) < MINIMUM {
         return Err(LoadError::TooOld { found: version });
     }
     match Functions::resolve(&lookup) {
-        Ok(functions) => Ok(Opened {
-            functions,
-            version,
-            path,
-        }),
-        Err(names) => Err(LoadError::MissingSymbol {
-            library: path,
-            names,
-        }),
+        Ok(functions) => Ok(Opened { functions, version, path }),
+        Err(names) => Err(LoadError::MissingSymbol { library: path, names }),
     }
 }
 
 /// Removes what [`settings::apply`] put into the environment.
 fn take_back(settings: &[Setting]) {
-    for setting in settings
-        .iter()
-        .filter(|setting| setting.source == Source::OurDefault)
-    {
+    for setting in settings.iter().filter(|setting| setting.source == Source::OurDefault) {
         // SAFETY: as where it was set.
         unsafe { std::env::remove_var(&setting.name) }
     }
@@ -169,8 +160,7 @@ fn take_back(settings: &[Setting]) {
 /// The file of the libucs that has run its constructors already: linked in, preloaded, or loaded by another library.
 fn libucs_in_process() -> Option<PathBuf> {
     // SAFETY: a constant C string; with RTLD_NOLOAD nothing is loaded and no code runs.
-    let handle =
-        unsafe { libc::dlopen(c"libucs.so.0".as_ptr(), libc::RTLD_LAZY | libc::RTLD_NOLOAD) };
+    let handle = unsafe { libc::dlopen(c"libucs.so.0".as_ptr(), libc::RTLD_LAZY | libc::RTLD_NOLOAD) };
     if handle.is_null() {
         return None;
     }
@@ -197,33 +187,18 @@ fn open(choice: Option<&OsStr>, present: Option<&Path>) -> Result<Library, LoadE
     let attempt = |library: &Path| {
         // SAFETY: UCX's constructors run here. They are written to run in a process at any time; what they would change of it (signal
         // handlers, libc's memory calls) the settings have switched off.
-        unsafe { Library::open(Some(library), libc::RTLD_NOW | libc::RTLD_LOCAL) }.map_err(
-            |error| Attempt {
-                library: library.to_owned(),
-                reason: reason(&error),
-            },
-        )
+        unsafe { Library::open(Some(library), libc::RTLD_NOW | libc::RTLD_LOCAL) }
+            .map_err(|error| Attempt { library: library.to_owned(), reason: reason(&error) })
     };
     // A libucp out of the linker's sight needs its own siblings, not those of an installed UCX of another version.
-    let folder = path
-        .parent()
-        .filter(|folder| choice.is_some() && !folder.as_os_str().is_empty());
-    let siblings = folder
-        .into_iter()
-        .flat_map(|folder| SIBLINGS.map(|name| folder.join(name)))
-        .filter(|path| path.exists());
+    let folder = path.parent().filter(|folder| choice.is_some() && !folder.as_os_str().is_empty());
+    let siblings =
+        folder.into_iter().flat_map(|folder| SIBLINGS.map(|name| folder.join(name))).filter(|path| path.exists());
     // Two versions in one process would take symbols from one another.
     if let (Some(folder), Some(present)) = (folder, present)
-        && present
-            .parent()
-            .map(Path::canonicalize)
-            .and_then(Result::ok)
-            != folder.canonicalize().ok()
+        && present.parent().map(Path::canonicalize).and_then(Result::ok) != folder.canonicalize().ok()
     {
-        return Err(LoadError::Conflict {
-            present: present.to_owned(),
-            wanted: path,
-        });
+        return Err(LoadError::Conflict { present: present.to_owned(), wanted: path });
     }
     let mut tried = Vec::new();
     for sibling in siblings {
@@ -316,10 +291,7 @@ impl Ucx {
     ///
     /// The status of `ucp_lib_query`.
     pub fn max_thread_level(&self) -> Result<ucs_thread_mode_t, ucs_status_t> {
-        let mut attr = ucp_lib_attr_t {
-            field_mask: UCP_LIB_ATTR_FIELD_MAX_THREAD_LEVEL.into(),
-            max_thread_level: 0,
-        };
+        let mut attr = ucp_lib_attr_t { field_mask: UCP_LIB_ATTR_FIELD_MAX_THREAD_LEVEL.into(), max_thread_level: 0 };
         // SAFETY: the structure is valid, and the mask names only the field that it has had since it exists.
         match unsafe { self.ucp_lib_query(&mut attr) } {
             ucs_status_t::UCS_OK => Ok(attr.max_thread_level),
@@ -330,9 +302,7 @@ impl Ucx {
     /// Does by calls what the environment could not do any more.
     fn catch_up(&self) {
         let at_run_time = |name: &str| {
-            self.settings
-                .iter()
-                .any(|setting| setting.name == name && setting.effect == Effect::AtRunTime)
+            self.settings.iter().any(|setting| setting.name == name && setting.effect == Effect::AtRunTime)
         };
         // The stream of the log cannot be changed any more: UCX accepts LOG_FILE now, but opened the stream in its constructor.
         if at_run_time("UCX_WARN_UNUSED_ENV_VARS")
@@ -345,14 +315,9 @@ impl Ucx {
             return;
         };
         for signal in SIGNALS {
-            let variable = if signal == libc::SIGHUP {
-                "UCX_DEBUG_SIGNO"
-            } else {
-                "UCX_HANDLE_ERRORS"
-            };
+            let variable = if signal == libc::SIGHUP { "UCX_DEBUG_SIGNO" } else { "UCX_HANDLE_ERRORS" };
             // UCX complains about signals that it has not taken, or that somebody took after it: leave those alone.
-            if at_run_time(variable)
-                && handler_of(signal).and_then(library_of) == library_of(give_back as *mut c_void)
+            if at_run_time(variable) && handler_of(signal).and_then(library_of) == library_of(give_back as *mut c_void)
             {
                 // SAFETY: takes a signal number; UCX holds this signal, so it restores the handler before its own.
                 unsafe { give_back(signal) };

@@ -48,12 +48,7 @@ impl fmt::Display for Setting {
             Source::OurDefault => "our default",
             Source::User => "user",
         };
-        write!(
-            f,
-            "{}={} ({source}",
-            self.name,
-            self.value.to_string_lossy()
-        )?;
+        write!(f, "{}={} ({source}", self.name, self.value.to_string_lossy())?;
         match self.effect {
             Effect::InTime => {}
             Effect::AtRunTime => f.write_str(", set at run time")?,
@@ -115,35 +110,16 @@ impl Devices {
         // The kernel gives every rxe device, and no device of hardware, the name of the network interface under it.
         let only_rxe = !rdma.is_empty() && rdma.iter().all(|device| device.join("parent").exists());
         let nvidia = list("dev").iter().any(|path| {
-            path.file_name()
-                .and_then(OsStr::to_str)
-                .and_then(|name| name.strip_prefix("nvidia"))
-                .is_some_and(|rest| {
-                    rest == "ctl"
-                        || (!rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_digit()))
-                })
+            path.file_name().and_then(OsStr::to_str).and_then(|name| name.strip_prefix("nvidia")).is_some_and(|rest| {
+                rest == "ctl" || (!rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_digit()))
+            })
         });
-        Self {
-            rdma: !rdma.is_empty(),
-            only_rxe,
-            gpu: nvidia || root.join("dev/kfd").exists(),
-        }
+        Self { rdma: !rdma.is_empty(), only_rxe, gpu: nvidia || root.join("dev/kfd").exists() }
     }
 }
 
-const fn default(
-    name: &'static str,
-    value: &'static str,
-    read: Read,
-    why: &'static str,
-) -> Default {
-    Default {
-        name,
-        value,
-        aliases: &[],
-        read,
-        why,
-    }
+const fn default(name: &'static str, value: &'static str, read: Read, why: &'static str) -> Default {
+    Default { name, value, aliases: &[], read, why }
 }
 
 /// Our defaults for a machine with these devices.
@@ -156,18 +132,8 @@ pub(crate) fn defaults(devices: Devices) -> Vec<Default> {
             LoadOrCall,
             "UCX must not take SIGSEGV, SIGBUS, SIGFPE and SIGILL from the process",
         ),
-        default(
-            "UCX_DEBUG_SIGNO",
-            "0",
-            LoadOrCall,
-            "UCX must not take SIGHUP from the process",
-        ),
-        default(
-            "UCX_LOG_FILE",
-            "stderr",
-            Load,
-            "UCX logs to stdout, which belongs to the program",
-        ),
+        default("UCX_DEBUG_SIGNO", "0", LoadOrCall, "UCX must not take SIGHUP from the process"),
+        default("UCX_LOG_FILE", "stderr", Load, "UCX logs to stdout, which belongs to the program"),
         default(
             "UCX_WARN_UNUSED_ENV_VARS",
             "n",
@@ -181,11 +147,7 @@ pub(crate) fn defaults(devices: Devices) -> Vec<Default> {
             "a dead peer on shared memory is noticed only by keepalive, every 20 s",
         ),
         Default {
-            aliases: &[
-                "UCX_POSIX_ERROR_HANDLING",
-                "UCX_SYSV_ERROR_HANDLING",
-                "UCX_XPMEM_ERROR_HANDLING",
-            ],
+            aliases: &["UCX_POSIX_ERROR_HANDLING", "UCX_SYSV_ERROR_HANDLING", "UCX_XPMEM_ERROR_HANDLING"],
             ..default(
                 "UCX_MM_ERROR_HANDLING",
                 "y",
@@ -193,44 +155,20 @@ pub(crate) fn defaults(devices: Devices) -> Vec<Default> {
                 "without it shared memory cannot be used with peer failure handling",
             )
         },
-        default(
-            "UCX_TCP_TX_SEG_SIZE",
-            "64k",
-            Context,
-            "8k segments halve the bandwidth of tcp",
-        ),
-        default(
-            "UCX_TCP_RX_SEG_SIZE",
-            "256k",
-            Context,
-            "as for UCX_TCP_TX_SEG_SIZE",
-        ),
+        default("UCX_TCP_TX_SEG_SIZE", "64k", Context, "8k segments halve the bandwidth of tcp"),
+        default("UCX_TCP_RX_SEG_SIZE", "256k", Context, "as for UCX_TCP_TX_SEG_SIZE"),
         Default {
             aliases: &["UCX_CM_REUSEADDR"],
-            ..default(
-                "UCX_TCP_CM_REUSEADDR",
-                "y",
-                Context,
-                "a server must be able to listen again on its port",
-            )
+            ..default("UCX_TCP_CM_REUSEADDR", "y", Context, "a server must be able to listen again on its port")
         },
         Default {
             aliases: &["UCX_CM_REUSEADDR"],
-            ..default(
-                "UCX_RDMA_CM_REUSEADDR",
-                "y",
-                Context,
-                "as for UCX_TCP_CM_REUSEADDR",
-            )
+            ..default("UCX_RDMA_CM_REUSEADDR", "y", Context, "as for UCX_TCP_CM_REUSEADDR")
         },
     ];
     if !devices.rdma && !devices.gpu {
         all.push(Default {
-            aliases: &[
-                "UCX_MEM_MMAP_HOOK_MODE",
-                "UCX_MEM_MALLOC_HOOKS",
-                "UCX_MEM_MALLOC_RELOC",
-            ],
+            aliases: &["UCX_MEM_MMAP_HOOK_MODE", "UCX_MEM_MALLOC_HOOKS", "UCX_MEM_MALLOC_RELOC"],
             ..default(
                 "UCX_MEM_EVENTS",
                 "n",
@@ -261,20 +199,10 @@ pub(crate) fn defaults(devices: Devices) -> Vec<Default> {
             },
             Default {
                 aliases: &["UCX_UD_TIMEOUT"],
-                ..default(
-                    "UCX_UD_VERBS_TIMEOUT",
-                    "3s",
-                    Context,
-                    "a lost peer is reported within 3 s instead of 30 s",
-                )
+                ..default("UCX_UD_VERBS_TIMEOUT", "3s", Context, "a lost peer is reported within 3 s instead of 30 s")
             },
             Default {
-                aliases: &[
-                    "UCX_UD_ETH_DGID_CHECK",
-                    "UCX_IB_GID_INDEX",
-                    "UCX_UD_VERBS_GID_INDEX",
-                    "UCX_UD_GID_INDEX",
-                ],
+                aliases: &["UCX_UD_ETH_DGID_CHECK", "UCX_IB_GID_INDEX", "UCX_UD_VERBS_GID_INDEX", "UCX_UD_GID_INDEX"],
                 ..default(
                     "UCX_UD_VERBS_ETH_DGID_CHECK",
                     "n",
@@ -299,9 +227,8 @@ pub(crate) fn apply(
     defaults
         .iter()
         .map(|default| {
-            let found = std::iter::once(&default.name)
-                .chain(default.aliases)
-                .find_map(|name| Some((*name, get(name)?)));
+            let found =
+                std::iter::once(&default.name).chain(default.aliases).find_map(|name| Some((*name, get(name)?)));
             if let Some((name, value)) = found {
                 return Setting {
                     name: name.into(),
@@ -333,11 +260,7 @@ mod tests {
     use super::*;
     use std::collections::BTreeMap;
 
-    const NOTHING: Devices = Devices {
-        rdma: false,
-        only_rxe: false,
-        gpu: false,
-    };
+    const NOTHING: Devices = Devices { rdma: false, only_rxe: false, gpu: false };
 
     /// Applies the defaults to an environment made of `user`; returns the settings and what was set.
     fn run(
@@ -346,25 +269,14 @@ mod tests {
         late: bool,
     ) -> (Vec<Setting>, BTreeMap<&'static str, &'static str>) {
         let mut set = BTreeMap::new();
-        let get = |name: &str| {
-            user.iter()
-                .find(|(key, _)| *key == name)
-                .map(|(_, value)| value.into())
-        };
-        let settings = apply(
-            &defaults(devices),
-            &get,
-            &mut |name, value| assert!(set.insert(name, value).is_none()),
-            late,
-        );
+        let get = |name: &str| user.iter().find(|(key, _)| *key == name).map(|(_, value)| value.into());
+        let settings =
+            apply(&defaults(devices), &get, &mut |name, value| assert!(set.insert(name, value).is_none()), late);
         (settings, set)
     }
 
     fn find<'a>(settings: &'a [Setting], name: &str) -> &'a Setting {
-        settings
-            .iter()
-            .find(|setting| setting.name == name)
-            .unwrap_or_else(|| panic!("no {name}"))
+        settings.iter().find(|setting| setting.name == name).unwrap_or_else(|| panic!("no {name}"))
     }
 
     #[test]
@@ -372,17 +284,8 @@ mod tests {
         let (settings, set) = run(NOTHING, &[], false);
         assert_eq!(settings.len(), set.len());
         for setting in &settings {
-            assert_eq!(
-                (setting.source, setting.effect),
-                (Source::OurDefault, Effect::InTime)
-            );
-            assert_eq!(
-                set.get(setting.name.as_str())
-                    .copied()
-                    .map(OsString::from)
-                    .as_ref(),
-                Some(&setting.value)
-            );
+            assert_eq!((setting.source, setting.effect), (Source::OurDefault, Effect::InTime));
+            assert_eq!(set.get(setting.name.as_str()).copied().map(OsString::from).as_ref(), Some(&setting.value));
         }
         assert_eq!(set["UCX_HANDLE_ERRORS"], "none");
         assert_eq!(set["UCX_MEM_EVENTS"], "n");
@@ -397,21 +300,14 @@ mod tests {
             ("UCX_MEM_MMAP_HOOK_MODE", "reloc"),
         ];
         let (settings, set) = run(NOTHING, &user, false);
-        for name in [
-            "UCX_LOG_FILE",
-            "UCX_MM_ERROR_HANDLING",
-            "UCX_TCP_CM_REUSEADDR",
-            "UCX_RDMA_CM_REUSEADDR",
-            "UCX_MEM_EVENTS",
-        ] {
+        for name in
+            ["UCX_LOG_FILE", "UCX_MM_ERROR_HANDLING", "UCX_TCP_CM_REUSEADDR", "UCX_RDMA_CM_REUSEADDR", "UCX_MEM_EVENTS"]
+        {
             assert!(!set.contains_key(name), "{name}");
         }
         for (name, value) in user {
             let setting = find(&settings, name);
-            assert_eq!(
-                (setting.source, setting.value.as_os_str()),
-                (Source::User, OsStr::new(value))
-            );
+            assert_eq!((setting.source, setting.value.as_os_str()), (Source::User, OsStr::new(value)));
         }
         assert_eq!(set["UCX_DEBUG_SIGNO"], "0");
     }
@@ -419,56 +315,22 @@ mod tests {
     #[test]
     fn devices_decide() {
         let names = |devices| run(devices, &[], false).1.into_keys().collect::<Vec<_>>();
-        assert!(
-            !names(Devices {
-                gpu: true,
-                ..NOTHING
-            })
-            .contains(&"UCX_MEM_EVENTS")
-        );
-        let hardware = names(Devices {
-            rdma: true,
-            ..NOTHING
-        });
-        assert!(
-            !hardware
-                .iter()
-                .any(|name| *name == "UCX_MEM_EVENTS" || name.contains("VERBS")),
-            "{hardware:?}"
-        );
-        let soft = names(Devices {
-            rdma: true,
-            only_rxe: true,
-            gpu: false,
-        });
-        assert!(
-            soft.contains(&"UCX_RC_VERBS_RETRY_COUNT")
-                && soft.contains(&"UCX_UD_VERBS_ETH_DGID_CHECK")
-        );
+        assert!(!names(Devices { gpu: true, ..NOTHING }).contains(&"UCX_MEM_EVENTS"));
+        let hardware = names(Devices { rdma: true, ..NOTHING });
+        assert!(!hardware.iter().any(|name| *name == "UCX_MEM_EVENTS" || name.contains("VERBS")), "{hardware:?}");
+        let soft = names(Devices { rdma: true, only_rxe: true, gpu: false });
+        assert!(soft.contains(&"UCX_RC_VERBS_RETRY_COUNT") && soft.contains(&"UCX_UD_VERBS_ETH_DGID_CHECK"));
     }
 
     #[test]
     fn a_late_setting_says_so() {
         let (settings, _) = run(NOTHING, &[("UCX_DEBUG_SIGNO", "1")], true);
-        assert_eq!(
-            find(&settings, "UCX_HANDLE_ERRORS").effect,
-            Effect::AtRunTime
-        );
+        assert_eq!(find(&settings, "UCX_HANDLE_ERRORS").effect, Effect::AtRunTime);
         assert_eq!(find(&settings, "UCX_MEM_EVENTS").effect, Effect::TooLate);
-        assert_eq!(
-            find(&settings, "UCX_KEEPALIVE_INTERVAL").effect,
-            Effect::InTime
-        );
+        assert_eq!(find(&settings, "UCX_KEEPALIVE_INTERVAL").effect, Effect::InTime);
         let signal = find(&settings, "UCX_DEBUG_SIGNO");
-        assert_eq!(
-            (signal.source, signal.effect),
-            (Source::User, Effect::InTime)
-        );
-        assert!(
-            find(&settings, "UCX_MEM_EVENTS")
-                .to_string()
-                .contains("too late")
-        );
+        assert_eq!((signal.source, signal.effect), (Source::User, Effect::InTime));
+        assert!(find(&settings, "UCX_MEM_EVENTS").to_string().contains("too late"));
     }
 
     #[test]
@@ -476,8 +338,7 @@ mod tests {
         let root = std::env::temp_dir().join(format!("ucx-sys-devices-{}", std::process::id()));
         let touch = |path: &str| {
             let path = root.join(path);
-            std::fs::create_dir_all(path.parent().expect("below the root"))
-                .expect("temporary folder");
+            std::fs::create_dir_all(path.parent().expect("below the root")).expect("temporary folder");
             std::fs::write(path, "").expect("temporary folder");
         };
         assert_eq!(Devices::below(&root), NOTHING);
@@ -485,32 +346,11 @@ mod tests {
         touch("dev/nvidia-modeset");
         assert_eq!(Devices::below(&root), NOTHING);
         touch("sys/class/infiniband/rxe0/parent");
-        assert_eq!(
-            Devices::below(&root),
-            Devices {
-                rdma: true,
-                only_rxe: true,
-                gpu: false
-            }
-        );
+        assert_eq!(Devices::below(&root), Devices { rdma: true, only_rxe: true, gpu: false });
         touch("sys/class/infiniband/mlx5_0/fw_ver");
-        assert_eq!(
-            Devices::below(&root),
-            Devices {
-                rdma: true,
-                only_rxe: false,
-                gpu: false
-            }
-        );
+        assert_eq!(Devices::below(&root), Devices { rdma: true, only_rxe: false, gpu: false });
         touch("dev/nvidia0");
-        assert_eq!(
-            Devices::below(&root),
-            Devices {
-                rdma: true,
-                only_rxe: false,
-                gpu: true
-            }
-        );
+        assert_eq!(Devices::below(&root), Devices { rdma: true, only_rxe: false, gpu: true });
         std::fs::remove_dir_all(&root).expect("temporary folder");
     }
 }

@@ -8,157 +8,37 @@ use core::fmt;
 /// Every status of UCX 1.13: the code, its C name, our words. Markers of ranges come last and have no words.
 const TABLE: &[(ucs_status_t, &str, &str)] = &[
     (ucs_status_t::UCS_OK, "UCS_OK", "success"),
-    (
-        ucs_status_t::UCS_INPROGRESS,
-        "UCS_INPROGRESS",
-        "in progress",
-    ),
-    (
-        ucs_status_t::UCS_ERR_NO_MESSAGE,
-        "UCS_ERR_NO_MESSAGE",
-        "no message",
-    ),
-    (
-        ucs_status_t::UCS_ERR_NO_RESOURCE,
-        "UCS_ERR_NO_RESOURCE",
-        "no resource for the operation now",
-    ),
-    (
-        ucs_status_t::UCS_ERR_IO_ERROR,
-        "UCS_ERR_IO_ERROR",
-        "i/o error",
-    ),
-    (
-        ucs_status_t::UCS_ERR_NO_MEMORY,
-        "UCS_ERR_NO_MEMORY",
-        "out of memory",
-    ),
-    (
-        ucs_status_t::UCS_ERR_INVALID_PARAM,
-        "UCS_ERR_INVALID_PARAM",
-        "invalid parameter",
-    ),
-    (
-        ucs_status_t::UCS_ERR_UNREACHABLE,
-        "UCS_ERR_UNREACHABLE",
-        "no transport reaches the peer",
-    ),
-    (
-        ucs_status_t::UCS_ERR_INVALID_ADDR,
-        "UCS_ERR_INVALID_ADDR",
-        "invalid address",
-    ),
-    (
-        ucs_status_t::UCS_ERR_NOT_IMPLEMENTED,
-        "UCS_ERR_NOT_IMPLEMENTED",
-        "not implemented",
-    ),
-    (
-        ucs_status_t::UCS_ERR_MESSAGE_TRUNCATED,
-        "UCS_ERR_MESSAGE_TRUNCATED",
-        "message longer than the buffer",
-    ),
-    (
-        ucs_status_t::UCS_ERR_NO_PROGRESS,
-        "UCS_ERR_NO_PROGRESS",
-        "no progress",
-    ),
-    (
-        ucs_status_t::UCS_ERR_BUFFER_TOO_SMALL,
-        "UCS_ERR_BUFFER_TOO_SMALL",
-        "buffer too small",
-    ),
-    (
-        ucs_status_t::UCS_ERR_NO_ELEM,
-        "UCS_ERR_NO_ELEM",
-        "no such element",
-    ),
-    (
-        ucs_status_t::UCS_ERR_SOME_CONNECTS_FAILED,
-        "UCS_ERR_SOME_CONNECTS_FAILED",
-        "some connections failed",
-    ),
-    (
-        ucs_status_t::UCS_ERR_NO_DEVICE,
-        "UCS_ERR_NO_DEVICE",
-        "no such device",
-    ),
+    (ucs_status_t::UCS_INPROGRESS, "UCS_INPROGRESS", "in progress"),
+    (ucs_status_t::UCS_ERR_NO_MESSAGE, "UCS_ERR_NO_MESSAGE", "no message"),
+    (ucs_status_t::UCS_ERR_NO_RESOURCE, "UCS_ERR_NO_RESOURCE", "no resource for the operation now"),
+    (ucs_status_t::UCS_ERR_IO_ERROR, "UCS_ERR_IO_ERROR", "i/o error"),
+    (ucs_status_t::UCS_ERR_NO_MEMORY, "UCS_ERR_NO_MEMORY", "out of memory"),
+    (ucs_status_t::UCS_ERR_INVALID_PARAM, "UCS_ERR_INVALID_PARAM", "invalid parameter"),
+    (ucs_status_t::UCS_ERR_UNREACHABLE, "UCS_ERR_UNREACHABLE", "no transport reaches the peer"),
+    (ucs_status_t::UCS_ERR_INVALID_ADDR, "UCS_ERR_INVALID_ADDR", "invalid address"),
+    (ucs_status_t::UCS_ERR_NOT_IMPLEMENTED, "UCS_ERR_NOT_IMPLEMENTED", "not implemented"),
+    (ucs_status_t::UCS_ERR_MESSAGE_TRUNCATED, "UCS_ERR_MESSAGE_TRUNCATED", "message longer than the buffer"),
+    (ucs_status_t::UCS_ERR_NO_PROGRESS, "UCS_ERR_NO_PROGRESS", "no progress"),
+    (ucs_status_t::UCS_ERR_BUFFER_TOO_SMALL, "UCS_ERR_BUFFER_TOO_SMALL", "buffer too small"),
+    (ucs_status_t::UCS_ERR_NO_ELEM, "UCS_ERR_NO_ELEM", "no such element"),
+    (ucs_status_t::UCS_ERR_SOME_CONNECTS_FAILED, "UCS_ERR_SOME_CONNECTS_FAILED", "some connections failed"),
+    (ucs_status_t::UCS_ERR_NO_DEVICE, "UCS_ERR_NO_DEVICE", "no such device"),
     (ucs_status_t::UCS_ERR_BUSY, "UCS_ERR_BUSY", "busy"),
-    (
-        ucs_status_t::UCS_ERR_CANCELED,
-        "UCS_ERR_CANCELED",
-        "canceled",
-    ),
-    (
-        ucs_status_t::UCS_ERR_SHMEM_SEGMENT,
-        "UCS_ERR_SHMEM_SEGMENT",
-        "shared memory segment failed",
-    ),
-    (
-        ucs_status_t::UCS_ERR_ALREADY_EXISTS,
-        "UCS_ERR_ALREADY_EXISTS",
-        "already exists",
-    ),
-    (
-        ucs_status_t::UCS_ERR_OUT_OF_RANGE,
-        "UCS_ERR_OUT_OF_RANGE",
-        "out of range",
-    ),
-    (
-        ucs_status_t::UCS_ERR_TIMED_OUT,
-        "UCS_ERR_TIMED_OUT",
-        "timed out",
-    ),
-    (
-        ucs_status_t::UCS_ERR_EXCEEDS_LIMIT,
-        "UCS_ERR_EXCEEDS_LIMIT",
-        "a limit was exceeded",
-    ),
-    (
-        ucs_status_t::UCS_ERR_UNSUPPORTED,
-        "UCS_ERR_UNSUPPORTED",
-        "not supported",
-    ),
-    (
-        ucs_status_t::UCS_ERR_REJECTED,
-        "UCS_ERR_REJECTED",
-        "rejected by the peer",
-    ),
-    (
-        ucs_status_t::UCS_ERR_NOT_CONNECTED,
-        "UCS_ERR_NOT_CONNECTED",
-        "not connected",
-    ),
-    (
-        ucs_status_t::UCS_ERR_CONNECTION_RESET,
-        "UCS_ERR_CONNECTION_RESET",
-        "connection reset by the peer",
-    ),
-    (
-        ucs_status_t::UCS_ERR_ENDPOINT_TIMEOUT,
-        "UCS_ERR_ENDPOINT_TIMEOUT",
-        "the peer did not answer in time",
-    ),
-    (
-        ucs_status_t::UCS_ERR_FIRST_LINK_FAILURE,
-        "UCS_ERR_FIRST_LINK_FAILURE",
-        "",
-    ),
-    (
-        ucs_status_t::UCS_ERR_LAST_LINK_FAILURE,
-        "UCS_ERR_LAST_LINK_FAILURE",
-        "",
-    ),
-    (
-        ucs_status_t::UCS_ERR_FIRST_ENDPOINT_FAILURE,
-        "UCS_ERR_FIRST_ENDPOINT_FAILURE",
-        "",
-    ),
-    (
-        ucs_status_t::UCS_ERR_LAST_ENDPOINT_FAILURE,
-        "UCS_ERR_LAST_ENDPOINT_FAILURE",
-        "",
-    ),
+    (ucs_status_t::UCS_ERR_CANCELED, "UCS_ERR_CANCELED", "canceled"),
+    (ucs_status_t::UCS_ERR_SHMEM_SEGMENT, "UCS_ERR_SHMEM_SEGMENT", "shared memory segment failed"),
+    (ucs_status_t::UCS_ERR_ALREADY_EXISTS, "UCS_ERR_ALREADY_EXISTS", "already exists"),
+    (ucs_status_t::UCS_ERR_OUT_OF_RANGE, "UCS_ERR_OUT_OF_RANGE", "out of range"),
+    (ucs_status_t::UCS_ERR_TIMED_OUT, "UCS_ERR_TIMED_OUT", "timed out"),
+    (ucs_status_t::UCS_ERR_EXCEEDS_LIMIT, "UCS_ERR_EXCEEDS_LIMIT", "a limit was exceeded"),
+    (ucs_status_t::UCS_ERR_UNSUPPORTED, "UCS_ERR_UNSUPPORTED", "not supported"),
+    (ucs_status_t::UCS_ERR_REJECTED, "UCS_ERR_REJECTED", "rejected by the peer"),
+    (ucs_status_t::UCS_ERR_NOT_CONNECTED, "UCS_ERR_NOT_CONNECTED", "not connected"),
+    (ucs_status_t::UCS_ERR_CONNECTION_RESET, "UCS_ERR_CONNECTION_RESET", "connection reset by the peer"),
+    (ucs_status_t::UCS_ERR_ENDPOINT_TIMEOUT, "UCS_ERR_ENDPOINT_TIMEOUT", "the peer did not answer in time"),
+    (ucs_status_t::UCS_ERR_FIRST_LINK_FAILURE, "UCS_ERR_FIRST_LINK_FAILURE", ""),
+    (ucs_status_t::UCS_ERR_LAST_LINK_FAILURE, "UCS_ERR_LAST_LINK_FAILURE", ""),
+    (ucs_status_t::UCS_ERR_FIRST_ENDPOINT_FAILURE, "UCS_ERR_FIRST_ENDPOINT_FAILURE", ""),
+    (ucs_status_t::UCS_ERR_LAST_ENDPOINT_FAILURE, "UCS_ERR_LAST_ENDPOINT_FAILURE", ""),
     (ucs_status_t::UCS_ERR_LAST, "UCS_ERR_LAST", ""),
 ];
 
@@ -202,9 +82,7 @@ impl Ucx {
     pub fn status_string(&self, status: ucs_status_t) -> Option<&'static str> {
         status.entry().filter(|(_, _, words)| !words.is_empty())?;
         // SAFETY: takes any status; for those with words in our table it returns a constant of a library that is never unloaded.
-        unsafe { CStr::from_ptr(self.ucs_status_string(status)) }
-            .to_str()
-            .ok()
+        unsafe { CStr::from_ptr(self.ucs_status_string(status)) }.to_str().ok()
     }
 }
 
@@ -224,14 +102,8 @@ mod tests {
             let Some((name, value)) = rest.split_once(": ucs_status_t = ucs_status_t(") else {
                 continue;
             };
-            let code: i8 = value
-                .trim_end_matches(");")
-                .parse()
-                .expect("bindgen writes a number");
-            let matches: Vec<_> = TABLE
-                .iter()
-                .filter(|(status, ..)| status.0 == code)
-                .collect();
+            let code: i8 = value.trim_end_matches(");").parse().expect("bindgen writes a number");
+            let matches: Vec<_> = TABLE.iter().filter(|(status, ..)| status.0 == code).collect();
             assert_eq!(matches.len(), 1, "{name}");
             assert_eq!(matches[0].1, format!("UCS_{name}"));
             seen += 1;
@@ -241,19 +113,11 @@ mod tests {
 
     #[test]
     fn in_words() {
-        assert_eq!(
-            ucs_status_t::UCS_ERR_REJECTED.to_string(),
-            "rejected by the peer (UCS_ERR_REJECTED)"
-        );
-        assert_eq!(
-            format!("{:?}", ucs_status_t::UCS_ERR_BUSY),
-            "UCS_ERR_BUSY(-15)"
-        );
+        assert_eq!(ucs_status_t::UCS_ERR_REJECTED.to_string(), "rejected by the peer (UCS_ERR_REJECTED)");
+        assert_eq!(format!("{:?}", ucs_status_t::UCS_ERR_BUSY), "UCS_ERR_BUSY(-15)");
         assert_eq!(ucs_status_t(-77).to_string(), "ucx status -77");
         assert_eq!(format!("{:?}", ucs_status_t(-77)), "ucs_status_t(-77)");
         assert_eq!(ucs_status_t::UCS_ERR_LAST.to_string(), "ucx status -100");
-        assert!(
-            !ucs_status_t::UCS_INPROGRESS.is_err() && ucs_status_t::UCS_ERR_NO_MESSAGE.is_err()
-        );
+        assert!(!ucs_status_t::UCS_INPROGRESS.is_err() && ucs_status_t::UCS_ERR_NO_MESSAGE.is_err());
     }
 }

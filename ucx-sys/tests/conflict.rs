@@ -11,13 +11,7 @@ fn two_versions_in_one_process_are_refused() {
     assert!(!other.is_null(), "UCX is installed");
     util::set("UCRPC_UCX_LIBRARY", "/nonexistent/folder/libucp.so.0");
     let error = ucx_sys::load().expect_err("another one is there");
-    let LoadError::Conflict { present, .. } = error else {
-        panic!("{error:?}")
-    };
-    assert!(
-        present.to_string_lossy().contains("libucs.so"),
-        "{}",
-        present.display()
-    );
+    let LoadError::Conflict { present, .. } = error else { panic!("{error:?}") };
+    assert!(present.to_string_lossy().contains("libucs.so"), "{}", present.display());
     assert!(std::env::var_os("UCX_HANDLE_ERRORS").is_none());
 }

@@ -14,22 +14,10 @@ fn the_missing_functions_are_named() {
          }",
     );
     let folder = library.parent().expect("it is in a folder");
-    util::set(
-        "UCRPC_UCX_LIBRARY",
-        folder.to_str().expect("the path is text"),
-    );
+    util::set("UCRPC_UCX_LIBRARY", folder.to_str().expect("the path is text"));
     let error = ucx_sys::load().expect_err("nearly all is missing");
-    let LoadError::MissingSymbol {
-        library: found,
-        names,
-    } = error
-    else {
-        panic!("{error:?}")
-    };
+    let LoadError::MissingSymbol { library: found, names } = error else { panic!("{error:?}") };
     assert_eq!(*found, library);
-    assert!(
-        names.contains(&"ucp_am_send_nbx") && names.len() > 50,
-        "{names:?}"
-    );
+    assert!(names.contains(&"ucp_am_send_nbx") && names.len() > 50, "{names:?}");
     assert!(!names.contains(&"ucp_get_version"));
 }

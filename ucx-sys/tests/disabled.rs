@@ -9,10 +9,7 @@ fn none_switches_ucx_off() {
     util::set("UCRPC_UCX_LIBRARY", "none");
     let error = ucx_sys::load().expect_err("switched off");
     assert_eq!(*error, LoadError::Disabled);
-    assert_eq!(
-        error.to_string(),
-        "ucx is switched off by UCRPC_UCX_LIBRARY=none"
-    );
+    assert_eq!(error.to_string(), "ucx is switched off by UCRPC_UCX_LIBRARY=none");
     // The first outcome is kept, and nothing was touched.
     util::set("UCRPC_UCX_LIBRARY", "");
     assert!(std::ptr::eq(ucx_sys::load().expect_err("kept"), error));

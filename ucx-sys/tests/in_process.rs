@@ -6,40 +6,24 @@ use ucx_sys::{Effect, Source};
 
 #[test]
 fn what_can_be_made_good_is() {
-    let library = std::env::var_os("UCRPC_UCX_LIBRARY").map_or_else(
-        || "libucs.so.0".into(),
-        |path| std::path::PathBuf::from(path).with_file_name("libucs.so.0"),
-    );
-    let library = std::ffi::CString::new(library.into_os_string().into_encoded_bytes())
-        .expect("no zero in a path");
+    let library = std::env::var_os("UCRPC_UCX_LIBRARY")
+        .map_or_else(|| "libucs.so.0".into(), |path| std::path::PathBuf::from(path).with_file_name("libucs.so.0"));
+    let library = std::ffi::CString::new(library.into_os_string().into_encoded_bytes()).expect("no zero in a path");
     // SAFETY: UCX's constructors may run at any time.
     let other = unsafe { libc::dlopen(library.as_ptr(), libc::RTLD_NOW) };
     assert!(!other.is_null(), "UCX is installed");
-    assert!(
-        util::file_of(util::handlers()[4]).contains("libucs"),
-        "UCX takes SIGHUP by default"
-    );
+    assert!(util::file_of(util::handlers()[4]).contains("libucs"), "UCX takes SIGHUP by default");
 
     let ucx = ucx_sys::load().expect("UCX is installed");
     util::set("UCX_NO_SUCH_VARIABLE", "1");
     let output = util::stdout_of(|| util::use_ucx(ucx));
-    assert!(
-        !output.contains("UCX_NO_SUCH_VARIABLE"),
-        "UCX complains about unused variables: {output}"
-    );
+    assert!(!output.contains("UCX_NO_SUCH_VARIABLE"), "UCX complains about unused variables: {output}");
     assert!(ucx.was_in_process());
     for (signal, handler) in util::SIGNALS.iter().zip(util::handlers()) {
-        assert!(
-            !util::file_of(handler).contains("libucs"),
-            "signal {signal} belongs to UCX"
-        );
+        assert!(!util::file_of(handler).contains("libucs"), "signal {signal} belongs to UCX");
     }
     let effect = |name: &str| {
-        let setting = ucx
-            .effective_defaults()
-            .iter()
-            .find(|setting| setting.name == name)
-            .expect("a default of ours");
+        let setting = ucx.effective_defaults().iter().find(|setting| setting.name == name).expect("a default of ours");
         assert_eq!(setting.source, Source::OurDefault);
         setting.effect
     };

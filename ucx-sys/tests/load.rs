@@ -22,11 +22,8 @@ fn the_process_stays_as_it_was() {
         loaded = Some(ucx);
     });
     let ucx = loaded.expect("set above");
-    let log_file = ucx
-        .effective_defaults()
-        .iter()
-        .find(|setting| setting.name == "UCX_LOG_FILE")
-        .expect("a default of ours");
+    let log_file =
+        ucx.effective_defaults().iter().find(|setting| setting.name == "UCX_LOG_FILE").expect("a default of ours");
     if cfg!(not(feature = "link")) {
         assert_eq!(output, "", "UCX wrote on stdout");
     } else {
@@ -36,10 +33,7 @@ fn the_process_stays_as_it_was() {
     }
 
     for (signal, handler) in util::SIGNALS.iter().zip(util::handlers()) {
-        assert!(
-            !util::file_of(handler).contains("libucs"),
-            "signal {signal} belongs to UCX"
-        );
+        assert!(!util::file_of(handler).contains("libucs"), "signal {signal} belongs to UCX");
     }
     if cfg!(not(feature = "link")) {
         assert_eq!(util::handlers(), handlers);
@@ -54,47 +48,25 @@ fn the_process_stays_as_it_was() {
 
     // Again, and from several threads: one and the same.
     let again = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..8)
-            .map(|_| scope.spawn(|| ucx_sys::load().expect("loaded before")))
-            .collect();
-        threads
-            .into_iter()
-            .all(|thread| std::ptr::eq(thread.join().expect("no panic"), ucx))
+        let threads: Vec<_> = (0..8).map(|_| scope.spawn(|| ucx_sys::load().expect("loaded before"))).collect();
+        threads.into_iter().all(|thread| std::ptr::eq(thread.join().expect("no panic"), ucx))
     });
     assert!(again);
 
     assert!(ucx.at_least(1, 13) && !ucx.at_least(2, 0));
     let (major, minor, release) = ucx.version();
-    assert!(
-        ucx.version_string()
-            .starts_with(&format!("{major}.{minor}.{release}")),
-        "{}",
-        ucx.version_string()
-    );
-    assert!(
-        ucx.path()
-            .file_name()
-            .is_some_and(|name| name.to_string_lossy().starts_with("libucp.so"))
-    );
+    assert!(ucx.version_string().starts_with(&format!("{major}.{minor}.{release}")), "{}", ucx.version_string());
+    assert!(ucx.path().file_name().is_some_and(|name| name.to_string_lossy().starts_with("libucp.so")));
     assert_eq!(ucx.max_thread_level(), Ok(ucx_sys::UCS_THREAD_MODE_MULTI));
     let info = ucx.build_info();
     assert_eq!(info.multi_threaded, Some(true));
     assert!(info.assertions.is_some());
-    assert_eq!(
-        ucx.missing_optional_symbols().contains(&"ucp_memh_pack"),
-        ucx.ucp_memh_pack().is_none()
-    );
-    assert!(
-        ucx.ucp_memh_pack().is_some() || !ucx.at_least(1, 16),
-        "1.16 has ucp_memh_pack"
-    );
+    assert_eq!(ucx.missing_optional_symbols().contains(&"ucp_memh_pack"), ucx.ucp_memh_pack().is_none());
+    assert!(ucx.ucp_memh_pack().is_some() || !ucx.at_least(1, 16), "1.16 has ucp_memh_pack");
     assert_eq!(ucx.status_string(ucs_status_t::UCS_OK), Some("Success"));
     assert_eq!(ucx.status_string(ucs_status_t(-77)), None);
     for code in (-128..0).map(ucs_status_t) {
         let text = ucx.status_string(code);
-        assert!(
-            text.is_none_or(|text| !text.contains("Unknown")),
-            "{code:?}: {text:?}"
-        );
+        assert!(text.is_none_or(|text| !text.contains("Unknown")), "{code:?}: {text:?}");
     }
 }

@@ -13,10 +13,7 @@ fn an_old_ucx_is_refused() {
              unsafe { (*major, *minor, *release) = (1, 12, 7) }
          }",
     );
-    util::set(
-        "UCRPC_UCX_LIBRARY",
-        library.to_str().expect("the path is text"),
-    );
+    util::set("UCRPC_UCX_LIBRARY", library.to_str().expect("the path is text"));
     let error = ucx_sys::load().expect_err("1.12 is too old");
     assert_eq!(*error, LoadError::TooOld { found: (1, 12, 7) });
     assert_eq!(error.to_string(), "ucx 1.12.7 is too old, 1.13 is needed");

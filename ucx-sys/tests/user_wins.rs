@@ -24,23 +24,12 @@ fn the_user_wins() {
     }
     assert!(std::env::var_os("UCX_MM_ERROR_HANDLING").is_none());
     assert_eq!(std::env::var("UCX_KEEPALIVE_INTERVAL").as_deref(), Ok("1s"));
-    let alias = ucx
-        .effective_defaults()
-        .iter()
-        .find(|setting| setting.name == "UCX_SYSV_ERROR_HANDLING");
+    let alias = ucx.effective_defaults().iter().find(|setting| setting.name == "UCX_SYSV_ERROR_HANDLING");
     assert_eq!(alias.map(|setting| setting.source), Some(Source::User));
     if cfg!(not(feature = "link")) {
         for (signal, handler) in util::SIGNALS.iter().zip(util::handlers()) {
-            assert!(
-                util::file_of(handler).contains("libucs"),
-                "signal {signal}: {}",
-                util::file_of(handler)
-            );
+            assert!(util::file_of(handler).contains("libucs"), "signal {signal}: {}", util::file_of(handler));
         }
-        assert_ne!(
-            util::memory_calls(),
-            memory,
-            "nothing was patched, so load.rs proves nothing"
-        );
+        assert_ne!(util::memory_calls(), memory, "nothing was patched, so load.rs proves nothing");
     }
 }

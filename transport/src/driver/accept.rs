@@ -427,5 +427,5 @@ fn mem_opened(peer: MemParty, inbox: mem_link::MemInbox) -> Opened {
         framing: None,
     };
     let key = peer.key;
-    Opened { link: Link::Mem(Box::new(MemLink::new(peer, inbox))), info, native: true, peer: key }
+    Opened { link: Link::Mem(Box::new(MemLink::new(peer, inbox))), info, native: true, peer: key, peer_interval: None }
 }

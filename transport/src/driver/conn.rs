@@ -1,12 +1,14 @@
 //! One connection as the dispatcher has it.
 
-use std::{collections::VecDeque, sync::Arc, time::Instant};
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 
-use super::{
-    Io, accept::ListenerShared, mem_link::MemLink, opening::Opening, tcp_link::TcpLink, ucx_link::UcxLink,
-};
+use super::{Io, accept::ListenerShared, mem_link::MemLink, opening::Opening, tcp_link::TcpLink, ucx_link::UcxLink};
 use crate::{
     Connection, Error, ErrorKind, Frame, Result,
     backend::Backend,
@@ -15,6 +17,7 @@ use crate::{
     event::{pipe::ReadyPipe, poller::Key, timer::TimerId},
     plan::PendingId,
     proto::{
+        control,
         credit::{RecvCredit, Urgency},
         header::{Credit, FrameHeader, Kind},
         lifecycle::Lifecycle,
@@ -59,8 +62,14 @@ pub(crate) struct Session {
     /// Frames that were delivered without their bodies, about which the application has not decided or whose transfer
     /// is not over: the goodbye waits for them.
     pub(crate) unfinished: u32,
+    /// How often the peer wants to hear from us, and when it last did without asking.
+    pub(crate) peer_interval: Option<Duration>,
+    pub(crate) said: Instant,
     pub(crate) next_pending: u32,
 }
+
+/// The number of a PONG that answers no PING: pings count from 1.
+const UNASKED: u64 = 0;
 
 /// Heads that may wait for their bodies, and frames that may be parked out of order: as many as a window lets the peer
 /// send, but never more than this.
@@ -81,6 +90,8 @@ impl Session {
             }),
             life: Lifecycle::new(),
             unfinished: 0,
+            peer_interval: None,
+            said: now,
             next_pending: 0,
         }
     }
@@ -160,6 +171,27 @@ impl ConnCore {
     pub(crate) fn heard(&mut self, now: Instant) {
         if let Some(liveness) = &mut self.session.liveness {
             liveness.heard(now);
+        }
+    }
+
+    /// The answer to a ping came.
+    pub(crate) fn on_pong(&mut self, id: u64, now: Instant) {
+        if let Some(rtt) = self.session.liveness.as_mut().and_then(|l| l.on_pong(id, now)) {
+            self.shared.counters.ping_us.set(rtt.as_micros() as u64);
+        }
+    }
+
+    /// Bytes came from the peer. Its own ping may be stuck behind them for longer than it waits for an answer, so it is
+    /// told now and then that they arrive.
+    #[inline]
+    pub(crate) fn reassure(&mut self, io: &mut Io) {
+        if let Some(interval) = self.session.peer_interval
+            && io.now.saturating_duration_since(self.session.said) >= interval
+        {
+            self.session.said = io.now;
+            let header = self.control_header(Kind::Pong, 0);
+            self.controls.push((header, Bytes::copy_from_slice(&control::encode_ping(UNASKED))));
+            self.make_ready(io);
         }
     }
 

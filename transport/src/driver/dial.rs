@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, net::SocketAddr, sync::Arc};
 
 use super::{
-    accept, Command,
+    Command, accept,
     conn::{Conn, ConnCore, Link},
     io::{Core, Io, Source},
     mem_link,
@@ -77,7 +77,7 @@ impl Opening {
                 return Err(crate::proto::negotiate::no_ucx(&reason));
             }
         }
-        let options = socket_options(core);
+        let options = SocketOptions::default();
         let stream = match (&self.address, self.more.pop_front()) {
             (Address::Unix(path), _) => tcp::dial_unix(path, &options)?,
             (_, Some(address)) => match tcp::dial_tcp(address, &options) {
@@ -120,10 +120,6 @@ impl Opening {
 }
 
 /// The kernel's own keepalive guards streams that have no heartbeat of ours.
-pub(super) fn socket_options(core: &ConnCore) -> SocketOptions {
-    let keepalive = core.config.keepalive;
-    SocketOptions {
-        keepalive: keepalive.map(|k| tcp::Keepalive { interval: k.interval, deadline: k.deadline }),
-        ..SocketOptions::default()
-    }
+pub(super) fn kernel_keepalive(core: &ConnCore) -> Option<tcp::Keepalive> {
+    core.config.keepalive.map(|k| tcp::Keepalive { interval: k.interval, deadline: k.deadline })
 }

@@ -8,6 +8,7 @@ use std::{
 use bytes::Buf;
 
 use super::{
+    ConnCore,
     conn::{Conn, Link},
     io::{Core, Io, Source, Timer},
     opening::{Opened, granted},
@@ -38,9 +39,11 @@ const LAST_WORD: Duration = Duration::from_secs(1);
 impl Conn {
     /// Exchanges the link and lets the application in.
     pub(super) fn open(&mut self, io: &mut Io, opened: Opened) {
-        let Opened { link, info, native, peer } = opened;
+        let Opened { link, info, native, peer, peer_interval } = opened;
         let core = &mut self.core;
         core.session.peer = peer;
+        core.session.peer_interval = peer_interval;
+        core.session.said = io.now;
         core.session.recv = native.then(|| RecvCredit::new(granted(&core.config)));
         if !native {
             // Nobody there answers our pings.
@@ -106,8 +109,7 @@ impl Conn {
         let sent = backend.sent();
         match &self.link {
             // A foreign protocol has no goodbye: the end of the stream is one.
-            Link::Tcp(link) if self.core.session.recv.is_none() => {
-                let _ = link.stream.shutdown(std::net::Shutdown::Write);
+            Link::Tcp(_) if self.core.session.recv.is_none() => {
                 self.core.session.life.on_error(Error::new(ErrorKind::Closed, "the connection was closed"));
             }
             _ => self.core.session.life.on_all_sent(sent),
@@ -122,6 +124,13 @@ impl Conn {
         let action = self.core.session.liveness.as_mut().and_then(|l| l.poll(io.now));
         match action {
             Some(LivenessAction::Ping(id)) => {
+                if let Link::Ucx(link) = &mut self.link
+                    && link.is_busy()
+                {
+                    // Behind large transfers a ping over UCX would be late; the socket tells as well that the process
+                    // lives, and UCX itself watches the path of what it is transferring.
+                    return link.say(&Message::Ping(id));
+                }
                 let header = self.core.control_header(Kind::Ping, 0);
                 self.control(io, header, &control::encode_ping(id))
             }
@@ -153,15 +162,15 @@ impl Conn {
                 }
                 Ok(())
             }
-            Link::Ucx(link) => read_control(link),
+            Link::Ucx(link) => read_control(link, &mut self.core, io.now),
             Link::Opening(_) | Link::Mem(_) => Ok(()),
         }
     }
 
     /// The peer's socket has ended. In the middle of things that is a crash; after a goodbye it is the last word.
     fn on_eof(&self) -> Error {
-        if !self.core.session.life.is_open() && self.core.session.life.is_closed() {
-            return Error::new(ErrorKind::PeerClosed, "the peer closed the connection");
+        if self.core.session.life.is_mutual() {
+            return Error::new(ErrorKind::Closed, "both sides closed the connection");
         }
         if self.core.session.recv.is_none() {
             return Error::new(ErrorKind::PeerClosed, "the peer closed the connection");
@@ -179,7 +188,7 @@ impl Conn {
 }
 
 /// Reads the socket beside a UCX connection: a late READY, or its end.
-fn read_control(link: &mut UcxLink) -> Result<()> {
+fn read_control(link: &mut UcxLink, core: &mut ConnCore, now: Instant) -> Result<()> {
     let mut bytes = [0; 512];
     while !link.eof {
         match link.stream.read(&mut bytes) {
@@ -195,6 +204,14 @@ fn read_control(link: &mut UcxLink) -> Result<()> {
                 Decoded::Message(Message::Ready(_), used) if link.ready_due => {
                     link.ready_due = false;
                     link.inbox.advance(used);
+                }
+                Decoded::Message(Message::Ping(id), used) => {
+                    link.inbox.advance(used);
+                    link.say(&Message::Pong(id))?;
+                }
+                Decoded::Message(Message::Pong(id), used) => {
+                    link.inbox.advance(used);
+                    core.on_pong(id, now);
                 }
                 Decoded::Message(Message::Fallback(fallback), _) => {
                     return Err(Error::new(ErrorKind::Reset, format!("the peer lost ucx: {}", fallback.text)));
@@ -235,7 +252,10 @@ impl Core {
     /// Ends a connection whose peer said goodbye, but keeps the path up until our answer has arrived.
     fn say_last_word(&mut self, key: Key, error: Error) {
         let Some(conn) = self.conns.get_mut(key) else { return };
-        if error.kind() != ErrorKind::PeerClosed || conn.eof() {
+        // Closing a socket with unread bytes resets it, and what it has sent may be lost: a foreign protocol's peer has
+        // no goodbye to wait for either, only its own end.
+        let waits = error.kind() == ErrorKind::PeerClosed || conn.core.session.recv.is_none();
+        if !waits || conn.eof() {
             return self.end(key, error);
         }
         conn.core.shared.finish(error);

@@ -8,12 +8,7 @@ use std::{
 
 use slab::Slab;
 
-use super::{
-    accept::Listening,
-    conn::Conn,
-    table::Table,
-    ucx_link::UcxOp,
-};
+use super::{accept::Listening, conn::Conn, table::Table, ucx_link::UcxOp};
 use crate::{
     Error, FallbackReason, Result,
     dispatcher::{self, SleepState},

@@ -11,7 +11,7 @@ use std::{
     io,
     net::SocketAddr,
     sync::{Arc, OnceLock},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use bytes::{Buf, BytesMut};
@@ -19,6 +19,7 @@ use bytes::{Buf, BytesMut};
 use super::{
     ConnCore, Io,
     conn::Link,
+    dial,
     mem_link::MemInbox,
     send::Numbering,
     tcp_link::TcpLink,
@@ -58,19 +59,28 @@ pub(super) struct Terms {
     credit: Credit,
     max_message: u64,
     max_head: u32,
+    keepalive_ms: u32,
+}
+
+impl Terms {
+    fn interval(self) -> Option<Duration> {
+        (self.keepalive_ms > 0).then(|| Duration::from_millis(u64::from(self.keepalive_ms)))
+    }
 }
 
 impl From<&ClientHello> for Terms {
     fn from(hello: &ClientHello) -> Self {
         let key = Key { index: hello.conn, generation: hello.generation };
-        Self { key, credit: hello.credit, max_message: hello.max_message, max_head: hello.max_head }
+        let ClientHello { credit, max_message, max_head, keepalive_ms, .. } = *hello;
+        Self { key, credit, max_message, max_head, keepalive_ms }
     }
 }
 
 impl From<&Accept> for Terms {
     fn from(accept: &Accept) -> Self {
         let key = Key { index: accept.conn, generation: accept.generation };
-        Self { key, credit: accept.credit, max_message: accept.max_message, max_head: accept.max_head }
+        let Accept { credit, max_message, max_head, keepalive_ms, .. } = *accept;
+        Self { key, credit, max_message, max_head, keepalive_ms }
     }
 }
 
@@ -118,6 +128,8 @@ pub(super) struct Opened {
     pub(super) info: ConnectionInfo,
     pub(super) native: bool,
     pub(super) peer: Key,
+    /// How often the peer wants to hear from us.
+    pub(super) peer_interval: Option<Duration>,
 }
 
 /// What this configuration lets a peer send.
@@ -508,7 +520,9 @@ impl Opening {
             max_head: terms.max_head,
             framing: None,
         };
-        Step::Open(Box::new(Opened { link: Link::Ucx(Box::new(link)), info, native: true, peer: terms.key }))
+        let peer_interval = terms.interval();
+        let link = Link::Ucx(Box::new(link));
+        Step::Open(Box::new(Opened { link, info, native: true, peer: terms.key, peer_interval }))
     }
 
     fn open_stream(
@@ -521,6 +535,11 @@ impl Opening {
         self.stage = Stage::Done;
         let (Some(stream), Some(source)) = (self.stream.take(), self.source.take()) else { return Step::Wait };
         let native = framer.is_none();
+        if let (false, Some(keepalive)) = (native, dial::kernel_keepalive(core))
+            && let Err(error) = stream.set_keepalive(&keepalive)
+        {
+            tracing::warn!(%error, "the kernel's keepalive cannot be set");
+        }
         let framing = framer.as_ref().map(|f| f.name());
         let peer = terms.map_or(Key { index: 0, generation: 0 }, |t| t.key);
         let numbering = Numbering::new(peer, terms.map(|t| t.credit));
@@ -543,7 +562,9 @@ impl Opening {
         if self.eof {
             link.reader.expect_end();
         }
-        Step::Open(Box::new(Opened { link: Link::Tcp(Box::new(link)), info, native, peer }))
+        let peer_interval = terms.and_then(Terms::interval);
+        let link = Link::Tcp(Box::new(link));
+        Step::Open(Box::new(Opened { link, info, native, peer, peer_interval }))
     }
 
     /// Lets go of everything.
@@ -571,6 +592,8 @@ fn name_of(message: &Message) -> &'static str {
         Message::Ready(_) => "ready",
         Message::Fallback(_) => "fallback",
         Message::Nak(_) => "nak",
+        Message::Ping(_) => "ping",
+        Message::Pong(_) => "pong",
     }
 }
 

@@ -4,10 +4,7 @@ use std::{borrow::Cow, panic::AssertUnwindSafe, time::Duration};
 
 use bytes::Bytes;
 
-use super::{
-    ConnCore, Io,
-    io::Timer,
-};
+use super::{ConnCore, Io, io::Timer};
 use crate::{
     Error, ErrorKind, RecvBuf, Result,
     backend::Backend,
@@ -129,9 +126,7 @@ pub(super) fn control(
         }
         Kind::Pong => {
             let id = control::decode_ping(payload)?;
-            if let Some(rtt) = core.session.liveness.as_mut().and_then(|l| l.on_pong(id, io.now)) {
-                core.shared.counters.ping_us.set(rtt.as_micros() as u64);
-            }
+            core.on_pong(id, io.now);
             Ok(())
         }
         Kind::Credit => Ok(()),

@@ -367,6 +367,7 @@ impl Core {
         let key = Key { index: header.conn, generation: header.generation };
         let Some(conn) = self.conns.get_mut(key) else { return self.stale("no such connection") };
         conn.core.heard(self.io.now);
+        conn.core.reassure(&mut self.io);
         let link = match &mut conn.link {
             Link::Ucx(link) => link,
             Link::Opening(_) => return self.on_early_message(key, header, inline, data),

@@ -109,6 +109,11 @@ impl Numbering {
         }
     }
 
+    /// Bytes that the peer has not given credit for.
+    pub(crate) fn in_flight_bytes(&self) -> u64 {
+        self.credit.as_ref().map_or(0, |credit| credit.in_flight().bytes)
+    }
+
     /// Data frames numbered so far.
     pub(crate) fn count(&self) -> u32 {
         self.next
@@ -257,7 +262,9 @@ impl super::conn::Conn {
     fn serve(&mut self, io: &mut super::Io) -> Result<()> {
         use crate::proto::credit::Urgency;
         let Some(backend) = self.link.backend() else { return Ok(()) };
-        if let Some(credit) = self.core.credit_due(Urgency::Standalone) {
+        // The receiver tells of what it consumed only when an eighth of the window has gathered. Another eighth may stay
+        // back here: together that is the quarter which the sender counts on being kept at most.
+        if let Some(credit) = self.core.credit_due(Urgency::Piggyback) {
             let mut header = self.core.control_header(Kind::Credit, 0);
             header.credit = Some(credit);
             backend.control(&mut self.core, io, header, &[])?;

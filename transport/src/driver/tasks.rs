@@ -86,8 +86,7 @@ impl Tasks {
     /// Adds a task; it is polled for the first time soon, not here.
     pub(crate) fn spawn(&mut self, future: LocalFuture) {
         let key = self.table.insert(Task { future: Some(future), waker: Waker::noop().clone() });
-        let waker =
-            Arc::new(TaskWaker { key, scheduled: AtomicBool::new(true), dispatcher: self.dispatcher.clone() });
+        let waker = Arc::new(TaskWaker { key, scheduled: AtomicBool::new(true), dispatcher: self.dispatcher.clone() });
         if let Some(task) = self.table.get_mut(key) {
             task.waker = waker.clone().into();
         }

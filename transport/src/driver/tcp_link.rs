@@ -102,8 +102,14 @@ impl TcpLink {
         let mut budget = io.shared.config.turn_bytes.max(1);
         let mut scratch = std::mem::take(&mut io.scratch);
         let before = core.shared.counters.frames_received.get();
-        let mut sink = StreamSink { core, io, link: Parts { waiting: &mut self.waiting, fetching: &mut self.fetching },
-            header: None, controls: Vec::new(), granted: None };
+        let mut sink = StreamSink {
+            core,
+            io,
+            link: Parts { waiting: &mut self.waiting, fetching: &mut self.fetching },
+            header: None,
+            controls: Vec::new(),
+            granted: None,
+        };
         let end = self.reader.read(&self.stream, &mut scratch, &mut budget, &mut sink);
         let StreamSink { controls, granted, .. } = sink;
         io.scratch = scratch;
@@ -111,6 +117,7 @@ impl TcpLink {
             core.shared.reader.wake();
         }
         core.heard(io.now);
+        core.reassure(io);
         if let Some(credit) = granted {
             lock(&self.half).numbering.give(credit)?;
             core.make_ready(io);

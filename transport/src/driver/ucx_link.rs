@@ -20,6 +20,7 @@ use crate::{
     proto::{
         credit::Urgency,
         header::{Credit, FrameHeader, HeadPlace, Kind, MAX_HEADER},
+        hello::{self, Message},
     },
     tcp::{BufKind, Stream},
     ucx::{EndpointId, Mode, Payload, Rendezvous, Sent},
@@ -86,6 +87,7 @@ pub(crate) struct UcxLink {
     pub(crate) eof: bool,
     numbering: Numbering,
     inflight: u32,
+    fetches: u32,
     rendezvous_from: u64,
     /// Rendezvous whose bodies found no place yet, oldest first.
     no_room: VecDeque<Waiting>,
@@ -118,6 +120,7 @@ impl UcxLink {
             eof: false,
             numbering,
             inflight: 0,
+            fetches: 0,
             rendezvous_from,
             no_room: VecDeque::new(),
             headless: Vec::new(),
@@ -136,6 +139,22 @@ impl UcxLink {
             return Err(outgoing);
         }
         Ok(self.put(core, io, outgoing, len))
+    }
+
+    /// Whether large transfers or a full window are under way: what is sent now may be long in coming.
+    pub(super) fn is_busy(&self) -> bool {
+        const BUSY: u64 = 64 << 10;
+        self.inflight > 0 || self.fetches > 0 || self.numbering.in_flight_bytes() > BUSY
+    }
+
+    /// Says something on the socket.
+    pub(super) fn say(&mut self, message: &Message) -> Result<()> {
+        match self.stream.write(&hello::encode(message)) {
+            // A peer that does not read its socket gets nothing more; it would not answer either.
+            Ok(_) => Ok(()),
+            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => Ok(()),
+            Err(e) => Err(Error::from_io("the control socket", &e)),
+        }
     }
 
     /// Sends one frame that has its credit.
@@ -370,7 +389,10 @@ impl UcxLink {
         let token = io.ops.insert(op) as u64;
         let Some(worker) = io.live_worker() else { return Err(gone()) };
         match worker.fetch(rndv, buf, token) {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                self.fetches += 1;
+                Ok(())
+            }
             Err((error, _)) => {
                 io.ops.remove(token as usize);
                 Err(error)
@@ -415,6 +437,7 @@ impl UcxLink {
         buf: RecvBuf,
         result: Result<()>,
     ) -> Result<()> {
+        self.fetches -= 1;
         match op {
             UcxOp::Send { .. } => Ok(()),
             UcxOp::FetchFor { reply, .. } => {
@@ -603,7 +626,10 @@ fn check_head(core: &ConnCore, len: usize) -> Result<()> {
     if len <= core.config.max_head as usize {
         return Ok(());
     }
-    Err(Error::new(ErrorKind::Limit, format!("the peer sent a head of {len} bytes, max_head is {}", core.config.max_head)))
+    Err(Error::new(
+        ErrorKind::Limit,
+        format!("the peer sent a head of {len} bytes, max_head is {}", core.config.max_head),
+    ))
 }
 
 #[inline]
@@ -622,9 +648,7 @@ fn gather(io: &Io, body: Body) -> Result<Payload> {
         Body::Bytes(bytes) => Ok(Payload::Bytes(bytes)),
         Body::Buf(RecvBuf::Pool(buf)) => Ok(Payload::Pool(buf)),
         Body::Buf(buf) => Ok(Payload::Bytes(buf.freeze())),
-        Body::Segments(mut segments) if segments.len() == 1 => {
-            Ok(Payload::Bytes(segments.pop().unwrap_or_default()))
-        }
+        Body::Segments(mut segments) if segments.len() == 1 => Ok(Payload::Bytes(segments.pop().unwrap_or_default())),
         Body::Segments(segments) => {
             let total = segments.iter().map(Bytes::len).sum();
             let Ok(mut buf) = io.shared.pool.get(total, Purpose::Send) else {
@@ -646,4 +670,3 @@ fn gather(io: &Io, body: Body) -> Result<Payload> {
 fn gone() -> Error {
     Error::new(ErrorKind::Stopped, "the ucx worker is gone")
 }
-

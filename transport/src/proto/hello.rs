@@ -185,6 +185,11 @@ pub enum Message {
     Fallback(Fallback),
     /// Type 6.
     Nak(Nak),
+    /// Type 7: on the socket beside an open UCX connection, while the UCX path is busy with large transfers. Asks for
+    /// [`Message::Pong`] with the same number.
+    Ping(u64),
+    /// Type 8.
+    Pong(u64),
 }
 
 /// What the bytes so far are.

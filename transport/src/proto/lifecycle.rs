@@ -170,6 +170,12 @@ impl Lifecycle {
         matches!(self.goodbye, PeerGoodbye::Incomplete(_)) && self.state != State::Closed
     }
 
+    /// Whether both sides have said goodbye and the peer's is acknowledged: if its end comes now, instead of its
+    /// acknowledgement, that says the same, because it does not end before it has everything.
+    pub fn is_mutual(&self) -> bool {
+        matches!(self.state, State::GoodbyeSent { .. }) && self.goodbye == PeerGoodbye::Acked
+    }
+
     /// `GOODBYE_ACK` came.
     pub fn on_goodbye_ack(&mut self) {
         match self.state {
@@ -233,6 +239,18 @@ mod tests {
 
     fn actions(life: &mut Lifecycle) -> Vec<Action> {
         std::iter::from_fn(|| life.poll()).collect()
+    }
+
+    #[test]
+    fn the_end_of_a_peer_that_closed_too_is_its_acknowledgement() {
+        let mut life = Lifecycle::new();
+        life.close(Instant::now(), LINGER);
+        life.on_all_sent(0);
+        assert!(!life.is_mutual(), "the peer may not have everything");
+        life.on_goodbye(2, 1);
+        assert!(!life.is_mutual(), "a frame of the peer is missing");
+        life.on_received(2);
+        assert!(life.is_mutual());
     }
 
     fn kind(action: Option<Action>) -> Option<ErrorKind> {

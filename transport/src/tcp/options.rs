@@ -8,6 +8,9 @@ use super::Stream;
 
 /// The longest interval that Linux takes for a keepalive probe.
 const MAX_PROBE_INTERVAL: Duration = Duration::from_secs(32_767);
+/// Sent bytes that stay unacknowledged this long break the connection. Not less: Linux also counts the time in which the
+/// peer's window is closed, so a short limit would end the connection of a peer that is alive and slow to read.
+const MIN_USER_TIMEOUT: Duration = Duration::from_secs(30);
 /// The most probes that Linux takes.
 const MAX_PROBES: u32 = 127;
 
@@ -18,7 +21,7 @@ const MAX_PROBES: u32 = 127;
 pub(crate) struct Keepalive {
     /// Silence before the first probe, and between probes.
     pub(crate) interval: Duration,
-    /// The connection breaks when sent bytes or probes stay unanswered this long.
+    /// The connection breaks when probes stay unanswered this long, or sent bytes this long and at least 30 s.
     pub(crate) deadline: Duration,
 }
 
@@ -64,7 +67,7 @@ impl Keepalive {
         let probing = TcpKeepalive::new().with_time(interval).with_interval(interval).with_retries(probes);
         socket.set_tcp_keepalive(&probing)?;
         // Probes are sent only while nothing else is under way; this bounds sent bytes that nobody acknowledges.
-        socket.set_tcp_user_timeout(Some(self.deadline.max(Duration::from_millis(1))))
+        socket.set_tcp_user_timeout(Some(self.deadline.max(MIN_USER_TIMEOUT)))
     }
 }
 

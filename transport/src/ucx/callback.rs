@@ -11,7 +11,7 @@ use ucx_sys::{self as sys, ucp_ep_h, ucs_status_t};
 use super::{
     MAX_AM_HEADER,
     endpoint::Slot,
-    event::{Event, SmallHeader},
+    event::SmallHeader,
     op::Op,
     returns::{Lent, Rendezvous},
     worker::{Core, Item},
@@ -54,7 +54,7 @@ pub(super) unsafe extern "C" fn on_message(
         core.announced.set(core.announced.get() + 1);
         // SAFETY: an announcement's descriptor, and we answer INPROGRESS.
         let rndv = unsafe { Rendezvous::new(desc, length, core.returns.clone()) };
-        core.push(Item::Ready(Event::Announced { header, rndv, from }));
+        core.push(Item::Announced { header, rndv, from });
         return ucs_status_t::UCS_INPROGRESS;
     }
     let lendable = param.recv_attr & u64::from(sys::UCP_AM_RECV_ATTR_FLAG_DATA) != 0;
@@ -66,13 +66,13 @@ pub(super) unsafe extern "C" fn on_message(
         core.lent.set(core.lent.get() + 1);
         // SAFETY: FLAG_DATA is set and we answer INPROGRESS.
         let lent = unsafe { Lent::new(data, length, core.returns.clone()) };
-        core.push(Item::Ready(Event::Message { header, data: Bytes::from_owner(lent), from }));
+        core.push(Item::Message { header, data: Bytes::from_owner(lent), from });
         return ucs_status_t::UCS_INPROGRESS;
     }
     // The pointer has no alignment: it is only copied from.
     // SAFETY: valid inside this call, by UCX's contract.
     let data = Bytes::copy_from_slice(unsafe { bytes(data, length) });
-    core.push(Item::Ready(Event::Message { header, data, from }));
+    core.push(Item::Message { header, data, from });
     ucs_status_t::UCS_OK
 }
 

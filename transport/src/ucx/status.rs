@@ -1,7 +1,5 @@
 //! `ucs_status_t` as our errors.
 
-use std::ffi::CStr;
-
 use ucx_sys::{Ucx, ucs_status_t as S};
 
 use crate::error::{Error, ErrorKind};
@@ -32,9 +30,11 @@ pub(super) fn kind(status: S) -> ErrorKind {
 /// An error for `status`, in UCX's words.
 #[cold]
 pub(super) fn error(ucx: &Ucx, doing: &str, status: S) -> Error {
-    // SAFETY: takes any value and returns a constant C string.
-    let text = unsafe { CStr::from_ptr(ucx.ucs_status_string(status)) };
-    Error::new(kind(status), format!("{doing}: {}", text.to_string_lossy())).with_ucx(status.0)
+    let text = match ucx.status_string(status) {
+        Some(words) => format!("{doing}: {words}"),
+        None => format!("{doing}: ucx status {}", status.0),
+    };
+    Error::new(kind(status), text).with_ucx(status.0)
 }
 
 /// `Ok` for success, else [`error`].

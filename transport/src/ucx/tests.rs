@@ -2,6 +2,7 @@
 
 mod cm;
 mod death;
+mod latency;
 mod scenarios;
 
 use std::{
@@ -40,9 +41,13 @@ fn child() {
         "garbage" => scenarios::garbage_addresses(),
         "abrupt" => scenarios::abrupt(),
         "killed" => death::killed_peer(),
+        "latency" => latency::ping(),
+        "overhead" => latency::overhead(),
+        "echo" => latency::echo(),
         "victim" => death::victim(),
         "cm" => cm::accept_and_talk(),
         "cm_reject" => cm::reject(),
+        "rejecter" => cm::rejecter(),
         "cm_cycles" => cm::cycles(),
         other => panic!("no scenario {other}"),
     }
@@ -239,6 +244,8 @@ impl Pair {
     fn end(mut self) {
         self.group.workers[0].close(self.ab);
         self.group.workers[1].close(self.ba);
+        // Together: a close may wait for connecting, and that for the other side.
+        self.group.until_all_zero();
         self.group.end();
     }
 }

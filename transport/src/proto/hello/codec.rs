@@ -32,9 +32,11 @@ pub(super) mod field {
     pub(crate) const TRANSPORT: u16 = 11;
     /// Text.
     pub(crate) const TEXT: u16 = 12;
+    /// u64.
+    pub(crate) const ID: u16 = 13;
 
     /// The highest of them.
-    pub(crate) const LAST: u16 = TEXT;
+    pub(crate) const LAST: u16 = ID;
 }
 
 /// Writes `message`.
@@ -49,12 +51,15 @@ pub fn encode(message: &Message) -> Vec<u8> {
         Message::Ready(_) => 4,
         Message::Fallback(_) => 5,
         Message::Nak(_) => 6,
+        Message::Ping(_) => 7,
+        Message::Pong(_) => 8,
     });
     match message {
         Message::ClientHello(hello) => out.client_hello(hello),
         Message::Accept(accept) => out.accept(accept),
         Message::Reject(Reject { code, text }) | Message::Fallback(Fallback { code, text }) => out.reason(*code, text),
         Message::Ready(Ready) => {}
+        Message::Ping(id) | Message::Pong(id) => out.field(field::ID, &[&id.to_le_bytes()]),
         Message::Nak(Nak { text }) => out.field(field::TEXT, &[clip(text, MAX_TEXT).as_bytes()]),
     }
     out.finish()
@@ -170,7 +175,7 @@ pub fn decode(bytes: &[u8]) -> Result<Decoded, HelloError> {
         return Err(HelloError::Major(major));
     }
     if let Some(&message_type) = bytes.get(5)
-        && !(1..=6).contains(&message_type)
+        && !(1..=8).contains(&message_type)
     {
         return Err(HelloError::MessageType(message_type));
     }
@@ -198,7 +203,9 @@ pub fn decode(bytes: &[u8]) -> Result<Decoded, HelloError> {
             let (code, text) = fields.reason()?.ok_or(HelloError::Missing(field::REASON))?;
             Message::Fallback(Fallback { code, text })
         }
-        _ => Message::Nak(Nak { text: text(field::TEXT, fields.need(field::TEXT)?)? }),
+        6 => Message::Nak(Nak { text: text(field::TEXT, fields.need(field::TEXT)?)? }),
+        7 => Message::Ping(u64::from_le_bytes(fields.array(field::ID)?)),
+        _ => Message::Pong(u64::from_le_bytes(fields.array(field::ID)?)),
     };
     Ok(Decoded::Message(message, total))
 }

@@ -60,13 +60,18 @@ fn golden_client_hello() {
 
 #[test]
 fn golden_small_messages() {
-    let cases: [(Message, &[u8]); 4] = [
+    let cases: [(Message, &[u8]); 6] = [
         (Message::Ready(Ready), b"UCRP\x01\x04\0\0\0\0\0\0"),
         (
             Message::Reject(Reject { code: 0x0201, text: "no".into() }),
             b"UCRP\x01\x03\0\0\x08\0\0\0\x0a\0\x04\0\x01\x02no",
         ),
         (Message::Fallback(Fallback { code: 7, text: String::new() }), b"UCRP\x01\x05\0\0\x06\0\0\0\x0a\0\x02\0\x07\0"),
+        (
+            Message::Ping(0x0102_0304_0506_0708),
+            b"UCRP\x01\x07\0\0\x0c\0\0\0\x0d\0\x08\0\x08\x07\x06\x05\x04\x03\x02\x01",
+        ),
+        (Message::Pong(1), b"UCRP\x01\x08\0\0\x0c\0\0\0\x0d\0\x08\0\x01\0\0\0\0\0\0\0"),
         (Message::Nak(Nak { text: "bye".into() }), b"UCRP\x01\x06\0\0\x07\0\0\0\x0c\0\x03\0bye"),
     ];
     for (message, bytes) in cases {
@@ -88,7 +93,7 @@ fn each_mistake_has_its_error() {
     assert_eq!(decode(b"UX"), Err(HelloError::Magic));
     assert_eq!(decode(b"UCRP\x02"), Err(HelloError::Major(2)));
     assert_eq!(decode(b"UCRP\x01\0"), Err(HelloError::MessageType(0)));
-    assert_eq!(decode(b"UCRP\x01\x07"), Err(HelloError::MessageType(7)));
+    assert_eq!(decode(b"UCRP\x01\x09"), Err(HelloError::MessageType(9)));
     assert_eq!(decode(b"UCRP\x01\x04\0\0\x01\x20\0\0"), Err(HelloError::TooLong(8193)));
     assert_eq!(decode(b"UCRP\x01\x04\0\0\xff\xff\xff\xff"), Err(HelloError::TooLong(u32::MAX)));
     assert_eq!(decode(b"UCRP\x01\x04\0\0\x03\0\0\0\x01\0\0"), Err(HelloError::Truncated));
@@ -219,6 +224,8 @@ fn messages() -> impl Strategy<Value = Message> {
         Just(Message::Ready(Ready)),
         reason().prop_map(|(code, text)| Message::Fallback(Fallback { code, text })),
         "\\PC{0,100}".prop_map(|text| Message::Nak(Nak { text })),
+        any::<u64>().prop_map(Message::Ping),
+        any::<u64>().prop_map(Message::Pong),
     ]
 }
 
