@@ -84,7 +84,12 @@ impl Backend {
             other => (self.carrier != Carrier::Ucx, other.to_string()),
         };
         assert!(right_kind && text.contains(self.lanes), "{} runs over {transport}", self.name);
-        assert_eq!(connection.fallback_reason().is_some(), self.name == "auto-none", "{:?}", connection.fallback_reason());
+        assert_eq!(
+            connection.fallback_reason().is_some(),
+            self.name == "auto-none",
+            "{:?}",
+            connection.fallback_reason()
+        );
     }
 }
 

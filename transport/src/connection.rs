@@ -19,7 +19,7 @@ use std::{
 use atomic_waker::AtomicWaker;
 
 use crate::{
-    Error, ErrorKind, FallbackReason, Frame, Result, SendError,
+    Body, Error, ErrorKind, FallbackReason, Frame, Result, SendError,
     config::ConnectionConfig,
     dispatcher, driver,
     event::{pipe::ReadyPipe, poller::Key},
@@ -108,6 +108,8 @@ pub(crate) struct Shared {
     wish: AtomicU8,
     end: OnceLock<Error>,
     pub(crate) info: OnceLock<ConnectionInfo>,
+    /// Bytes of the frame that found the queue full last: `ready` waits until it would find room.
+    refused_len: AtomicU64,
     /// Wakes the one receiver.
     pub(crate) reader: AtomicWaker,
     /// Wakers of `opened`, `ready` and `closed`; `waiting` says whether there are any.
@@ -123,6 +125,12 @@ pub(crate) struct Shared {
     /// The sending half of a TCP connection, which callers' threads may use directly.
     pub(crate) direct: OnceLock<Arc<Mutex<driver::SendHalf>>>,
 }
+
+/// The largest window of frames: what the queue of received frames holds.
+pub(crate) const MAX_DELIVERED: u32 = (1 << 24) - 1;
+
+/// In the place of a count of consumed frames: the receiver is gone, all frames count as consumed.
+pub(crate) const NO_RECEIVER: u64 = u64::MAX;
 
 /// Not yet in a dispatcher's table.
 const NO_KEY: u64 = u64::MAX;
@@ -178,6 +186,8 @@ impl Shared {
     fn want_close(&self, wish: CloseWish) {
         if self.wish.fetch_max(wish as u8, Ordering::AcqRel) < wish as u8 {
             self.advance(Phase::Closing);
+            // At once, not when the dispatcher comes by: after `close` no further frame is taken.
+            self.queue.close();
             self.announce();
         }
     }
@@ -256,7 +266,7 @@ pub(crate) fn new(dispatcher: Arc<dispatcher::Shared>, config: ConnectionConfig)
     let limits = Limits { messages: config.send_queue_frames.max(1), bytes: config.send_queue_bytes.max(1) };
     let (queue_in, queue_out) = queue::bounded(limits);
     // Credit and pausing bound what is delivered; the queue itself needs no second bound.
-    let (deliver, receive) = queue::bounded(Limits { messages: (1 << 22) - 1, bytes: (1 << 41) - 1 });
+    let (deliver, receive) = queue::bounded(Limits { messages: MAX_DELIVERED, bytes: u64::MAX });
     let shared = Arc::new(Shared {
         dispatcher,
         key: AtomicU64::new(NO_KEY),
@@ -266,6 +276,7 @@ pub(crate) fn new(dispatcher: Arc<dispatcher::Shared>, config: ConnectionConfig)
         wish: AtomicU8::new(CloseWish::None as u8),
         end: OnceLock::new(),
         info: OnceLock::new(),
+        refused_len: AtomicU64::new(1),
         reader: AtomicWaker::new(),
         waiters: Mutex::new(Vec::new()),
         waiting: AtomicBool::new(false),
@@ -386,6 +397,15 @@ impl Connection {
     }
 }
 
+impl Drop for Connection {
+    fn drop(&mut self) {
+        // Senders may live on: the peer must not wait for what nobody will take.
+        let shared = self.sender.shared();
+        shared.consumed_frames.store(NO_RECEIVER, Ordering::Release);
+        shared.announce();
+    }
+}
+
 impl std::ops::Deref for Connection {
     type Target = Sender;
 
@@ -426,7 +446,8 @@ impl Sender {
     ///
     /// # Errors
     /// [`SendError::Full`] if the queue is full (wait with [`Sender::ready`]), [`SendError::Closed`] after the end,
-    /// [`SendError::TooLarge`] above the peer's limit. The frame comes back each time.
+    /// [`SendError::TooLarge`] above the peer's limit, [`SendError::Invalid`] for a body that was not fetched. The frame
+    /// comes back each time.
     #[inline]
     pub fn send(&self, frame: impl Into<Frame>) -> Result<(), SendError> {
         self.push(Outgoing { frame: frame.into(), done: None })
@@ -456,13 +477,17 @@ impl Sender {
             match self.send(frame) {
                 Ok(()) => return Ok(()),
                 Err(SendError::Full(back)) => frame = back,
-                Err(SendError::Closed(_, error) | SendError::TooLarge(_, error)) => return Err(error),
+                Err(SendError::Closed(_, error) | SendError::TooLarge(_, error) | SendError::Invalid(_, error)) => {
+                    return Err(error);
+                }
             }
-            self.ready().await?;
+            let len = frame.len();
+            self.room(|| len).await?;
         }
     }
 
-    /// Waits until the send queue has room. It may be full again when it is used: try and wait in a loop.
+    /// Waits until the send queue has room for a frame as long as the one that was refused last. It may be full again
+    /// when it is used: try and wait in a loop.
     ///
     /// # Errors
     /// The connection's end.
@@ -470,10 +495,16 @@ impl Sender {
     /// # Cancel safety
     /// May be dropped at any time.
     pub async fn ready(&self) -> Result<()> {
+        self.room(|| self.shared().refused_len.load(Ordering::Relaxed)).await
+    }
+
+    /// Waits until the send queue has room for a frame of so many bytes. Room for less is not enough: whoever was
+    /// refused would be refused again, at once and for ever.
+    async fn room(&self, len: impl Fn() -> u64) -> Result<()> {
         let shared = self.shared();
         let check = || match shared.end() {
             Some(end) => Some(Err(end.clone())),
-            None => shared.queue.has_room().then_some(Ok(())),
+            None => shared.queue.has_room_for(len()).then_some(Ok(())),
         };
         std::future::poll_fn(|cx| shared.wait(cx, check)).await
     }
@@ -583,7 +614,11 @@ impl Sender {
         let shared = self.shared();
         let len = outgoing.frame.len();
         if let Some(error) = too_large(shared, &outgoing.frame, len) {
-            return Err(SendError::TooLarge(outgoing.frame, error));
+            return Err(SendError::TooLarge(outgoing.into_frame(), error));
+        }
+        if matches!(outgoing.frame.body, Body::Pending(_)) {
+            let error = Error::new(ErrorKind::Invalid, "a pending body can't be sent: fetch it first");
+            return Err(SendError::Invalid(outgoing.into_frame(), error));
         }
         let outgoing = match driver::send_at_once(shared, outgoing, len) {
             Ok(()) => return Ok(()),
@@ -594,7 +629,10 @@ impl Sender {
                 shared.announce();
                 Ok(())
             }
-            Err(PushError::Full(out)) => Err(SendError::Full(out.into_frame())),
+            Err(PushError::Full(out)) => {
+                shared.refused_len.store(len, Ordering::Relaxed);
+                Err(SendError::Full(out.into_frame()))
+            }
             Err(PushError::Closed(out)) => {
                 let end = shared.end().cloned();
                 let end = end.unwrap_or_else(|| Error::new(ErrorKind::Closed, "the connection is being closed"));
@@ -605,7 +643,7 @@ impl Sender {
 }
 
 #[inline]
-fn too_large(shared: &Shared, frame: &Frame, len: u64) -> Option<Error> {
+pub(crate) fn too_large(shared: &Shared, frame: &Frame, len: u64) -> Option<Error> {
     let info = shared.info.get()?;
     let (head, max_head) = (frame.head.len(), info.max_head);
     if len <= info.max_message && head <= max_head as usize {

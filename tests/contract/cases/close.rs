@@ -64,9 +64,8 @@ fn close_with_data_both_ways(bed: &Bed) {
                 assert!(matches!(refused, SendError::Closed(_, error) if error.kind() == ErrorKind::Closed));
             });
             scope.spawn(move || {
-                let end = (0..u32::MAX).find_map(|i| {
-                    block_on(answering.send_wait(numbered(1, i, 8, i as usize * 991 % 90_000))).err()
-                });
+                let end = (0..u32::MAX)
+                    .find_map(|i| block_on(answering.send_wait(numbered(1, i, 8, i as usize * 991 % 90_000))).err());
                 assert_eq!(end.unwrap().kind(), ErrorKind::PeerClosed);
             });
             scope.spawn(|| {

@@ -25,7 +25,11 @@ pub const CASES: &[Case] = &[
 ];
 
 /// Sends until the sender has seen `Full` for a while; returns how many frames were taken.
-fn fill(bed: &Bed, config: &ConnectionConfig, body: usize) -> (u32, ucrpc::transport::Connection, ucrpc::transport::Connection) {
+fn fill(
+    bed: &Bed,
+    config: &ConnectionConfig,
+    body: usize,
+) -> (u32, ucrpc::transport::Connection, ucrpc::transport::Connection) {
     let (client, server) = bed.pair(config);
     let mut sent = 0;
     loop {
@@ -61,8 +65,7 @@ fn drain(mut server: ucrpc::transport::Connection, client: &ucrpc::transport::Co
 fn reader_stops(bed: &Bed) {
     let before = Holdings::now().rss;
     let (window, queue, body) = (2 << 20, 1 << 20, 300_000);
-    let config =
-        ConnectionConfig { recv_window_bytes: window, send_queue_bytes: queue, ..ConnectionConfig::default() };
+    let config = ConnectionConfig { recv_window_bytes: window, send_queue_bytes: queue, ..ConnectionConfig::default() };
     let (sent, client, server) = fill(bed, &config, body);
     let taken = u64::from(sent) * body as u64;
     // A window, a queue, one frame that waits for credit, and one that is larger than what is left of the queue.
@@ -89,8 +92,7 @@ fn reader_stops_small(bed: &Bed) {
 
 /// A frame that is larger than the window, and than the queue, comes alone.
 fn window_below_frame(bed: &Bed) {
-    let config =
-        ConnectionConfig { recv_window_bytes: 1000, send_queue_bytes: 1000, ..ConnectionConfig::default() };
+    let config = ConnectionConfig { recv_window_bytes: 1000, send_queue_bytes: 1000, ..ConnectionConfig::default() };
     let (client, mut server) = bed.pair(&config);
     let sender = client.sender();
     let sizes = [10, 5000, 10, 400_000, 10, 999, 1000, 1001, 3 << 20, 0];
@@ -227,8 +229,11 @@ fn credit_both_ways(bed: &Bed) {
     let body = random_bytes(1, 50_000);
     let full = |end: &ucrpc::transport::Sender| {
         let mut sent = 0_u32;
-        while block_for(Duration::from_millis(200), end.send_wait(Frame::new(sent.to_le_bytes().to_vec(), body.clone())))
-            .is_some()
+        while block_for(
+            Duration::from_millis(200),
+            end.send_wait(Frame::new(sent.to_le_bytes().to_vec(), body.clone())),
+        )
+        .is_some()
         {
             sent += 1;
             assert!(sent < 100, "a sender that is never told to stop");
@@ -240,7 +245,10 @@ fn credit_both_ways(bed: &Bed) {
     for (count, end) in [(there, &mut server), (back, &mut client)] {
         for i in 0..count {
             let frame = end.recv_blocking().unwrap();
-            assert_eq!((frame.head, frame.body.into_bytes().unwrap()), (Bytes::from(i.to_le_bytes().to_vec()), body.clone()));
+            assert_eq!(
+                (frame.head, frame.body.into_bytes().unwrap()),
+                (Bytes::from(i.to_le_bytes().to_vec()), body.clone())
+            );
         }
     }
 }

@@ -11,8 +11,11 @@ use crate::{
     tools::{Holdings, block_for, block_on, check_numbered, numbered, random_bytes},
 };
 
-pub const CASES: &[Case] =
-    &[Case::all("thousand_at_once", thousand_at_once), Case::all("cycles", cycles), Case::all("aborted_cycles", aborted_cycles)];
+pub const CASES: &[Case] = &[
+    Case::all("thousand_at_once", thousand_at_once),
+    Case::all("cycles", cycles),
+    Case::all("aborted_cycles", aborted_cycles),
+];
 
 /// As many connections as `name` says, or `usual`.
 fn number(name: &str, usual: u32) -> u32 {
@@ -154,7 +157,11 @@ fn aborted_cycles(bed: &Bed) {
             client.send(numbered(0, number, 8, 40_000)).unwrap();
             server.send(numbered(1, number, 8, 40_000)).unwrap();
         }
-        if i % 2 == 0 { client.abort() } else { server.abort() }
+        if i % 2 == 0 {
+            client.abort()
+        } else {
+            server.abort()
+        }
         block_on(client.closed());
         block_on(server.closed());
     });

@@ -126,10 +126,12 @@ fn pipe_misused(bed: &Bed) {
 
 /// A dial that fails says so on the descriptor, and never that it is open.
 fn pipe_of_a_failed_dial(bed: &Bed) {
-    let listener = bed.listen_as(&ConnectionConfig::default());
-    let nobody = listener.local_address().clone();
-    drop(listener);
-    bed.rest();
+    use rustix::net::{AddressFamily, SocketType, bind, getsockname, socket};
+    // A port that is taken, so that nobody else gets it, and on which nobody listens.
+    let taken = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+    bind(&taken, &"127.0.0.1:0".parse::<std::net::SocketAddr>().unwrap()).unwrap();
+    let at: std::net::SocketAddr = getsockname(&taken).unwrap().try_into().unwrap();
+    let nobody = bed.backend.address().with_socket_addr(at);
     let client = bed.client.connect(&nobody, ConnectionConfig::default()).into_connection();
     let fd = match client.readiness_fd() {
         Ok(fd) => fd,

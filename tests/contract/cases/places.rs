@@ -91,8 +91,7 @@ fn local_client(bed: &Bed) {
     let mut listener = bed.listen_as(&ConnectionConfig::default());
     let local = LocalDispatcher::new(DispatcherConfig::default()).unwrap();
     let dispatcher = local.handle();
-    let mut client =
-        local.block_on(dispatcher.connect(listener.local_address(), ConnectionConfig::default())).unwrap();
+    let mut client = local.block_on(dispatcher.connect(listener.local_address(), ConnectionConfig::default())).unwrap();
     bed.backend.check(&client);
     let mut server = listener.accept_blocking().unwrap();
     let echo = thread::spawn(move || {

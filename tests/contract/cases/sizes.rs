@@ -40,7 +40,23 @@ fn echo(bed: &Bed) {
 /// (2048, 4096, 8192), direct reads (16 KiB), lookahead (32 KiB), rendezvous (32, 256 KiB), pool classes, the dispatcher's
 /// scratch buffer (256 KiB), a turn's budget (1 MiB), and UCX's own segments (8, 64 KiB).
 const THRESHOLDS: [usize; 18] = [
-    1, 16, 32, 64, 256, 512, 992, 1024, 2048, 4096, 8192, 16 << 10, 32 << 10, 64 << 10, 128 << 10, 256 << 10, 1 << 20,
+    1,
+    16,
+    32,
+    64,
+    256,
+    512,
+    992,
+    1024,
+    2048,
+    4096,
+    8192,
+    16 << 10,
+    32 << 10,
+    64 << 10,
+    128 << 10,
+    256 << 10,
+    1 << 20,
     8 << 20,
 ];
 
