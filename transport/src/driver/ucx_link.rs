@@ -359,6 +359,12 @@ impl UcxLink {
     ) -> Result<()> {
         let len = rndv.len() as u64;
         match receive::place(core, io, &head, len)? {
+            // Later bodies must not take what an earlier one waits for: they are delivered behind it anyway, and would
+            // hold the quota until then.
+            Placed::Into(_, BufKind::Bytes) if !self.no_room.is_empty() => {
+                self.no_room.push_back(Waiting { seq, head: Some(head), rndv });
+                Ok(())
+            }
             Placed::Into(buf, kind) => {
                 self.start_fetch(io, rndv, buf, UcxOp::Fetch { connection: core.key, seq, head, kind })
             }
@@ -478,7 +484,7 @@ impl Backend for UcxLink {
             if budget.is_spent() {
                 return Ok(Pumped::More);
             }
-            let Some(out) = self.numbering.next(&mut core.queue, &core.shared) else { break };
+            let Some(out) = self.numbering.next(&mut core.queue, &core.shared)? else { break };
             let len = out.frame.len();
             budget.spend(len);
             self.put(core, io, out, len)?;
