@@ -1,5 +1,6 @@
 //! The peer program: it takes commands on stdin, one a line, and reports on stdout.
 
+mod late;
 mod occupy;
 
 use std::{
@@ -124,6 +125,7 @@ struct Program {
 
 /// Runs the peer program until stdin ends or it is told to quit.
 pub(crate) fn main() -> ExitCode {
+    late::watch();
     let config = DispatcherConfig { name: "peer".to_owned(), ..DispatcherConfig::default() };
     let dispatcher = Dispatcher::spawn(config).expect("dispatcher");
     let program = Arc::new(Program { dispatcher, next_id: AtomicU64::new(0), senders: Mutex::default() });

@@ -106,6 +106,7 @@ pub(super) fn run(id: u64, connection: Connection, mode: &str, forget: impl FnOn
             ("id", &id),
             ("kind", &format!("{:?}", end.kind())),
             ("at", &at),
+            ("lost", &super::late::before(at)),
             ("latest", &tally.latest.load(Ordering::Acquire)),
             ("pending", &tally.left()),
             ("rendezvous", &(stats.rendezvous_sent + stats.rendezvous_received)),
