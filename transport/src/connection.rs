@@ -59,6 +59,36 @@ impl fmt::Display for Transport {
     }
 }
 
+/// What keeps a connection from moving what it has: see [`Sender::stalled`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+#[repr(u8)]
+pub enum Stall {
+    /// This side's application does not take what has arrived.
+    Application = 1,
+    /// The peer's application does not take what was sent: there is no credit left.
+    PeerApplication,
+    /// This side's buffer pool has no quota left for a body that the peer announced.
+    Pool,
+    /// There is credit, but the socket or UCX takes nothing.
+    Path,
+}
+
+impl Stall {
+    pub(crate) const ALL: [Self; 4] = [Self::Application, Self::PeerApplication, Self::Pool, Self::Path];
+}
+
+impl fmt::Display for Stall {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Application => "this side's application does not receive",
+            Self::PeerApplication => "the peer's application does not receive",
+            Self::Pool => "this side's buffer pool is used up",
+            Self::Path => "the network takes nothing",
+        })
+    }
+}
+
 /// What is known of a connection once it is open.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -364,6 +394,12 @@ impl Sender {
     /// Its counters.
     pub fn stats(&self) -> ConnectionStats {
         self.shared().counters.snapshot()
+    }
+
+    /// Which side keeps the connection from moving, if something has waited since the keepalive timer last looked
+    /// (750 ms by default) and nothing has moved. `None` without a keepalive.
+    pub fn stalled(&self) -> Option<Stall> {
+        self.shared().stall()
     }
 
     /// Frames and bytes in the send queue.

@@ -15,6 +15,7 @@ mod receive;
 mod run;
 mod send;
 mod sleep;
+mod stall;
 pub(crate) mod table;
 mod tasks;
 mod tcp_link;

@@ -10,7 +10,7 @@ use std::{
 
 use atomic_waker::AtomicWaker;
 
-use super::{ConnectionInfo, sent::Completion};
+use super::{ConnectionInfo, Stall, sent::Completion};
 use crate::{
     Error, Frame,
     config::ConnectionConfig,
@@ -64,6 +64,7 @@ pub(crate) struct Shared {
     pub(crate) announce: Announce,
     phase: AtomicU8,
     wish: AtomicU8,
+    stall: AtomicU8,
     end: OnceLock<Error>,
     pub(crate) info: OnceLock<ConnectionInfo>,
     /// Wakes the one receiver.
@@ -99,6 +100,7 @@ impl Shared {
             announce: Announce::new(),
             phase: AtomicU8::new(Phase::Opening as u8),
             wish: AtomicU8::new(CloseWish::None as u8),
+            stall: AtomicU8::new(0),
             end: OnceLock::new(),
             info: OnceLock::new(),
             reader: AtomicWaker::new(),
@@ -150,6 +152,16 @@ impl Shared {
         self.queue.close();
         self.reader.wake();
         self.wake_waiters();
+    }
+
+    /// What the watchdog last found; `true` if that is news.
+    pub(crate) fn set_stall(&self, stall: Option<Stall>) -> bool {
+        let number = stall.map_or(0, |stall| stall as u8);
+        self.stall.swap(number, Ordering::Relaxed) != number
+    }
+
+    pub(crate) fn stall(&self) -> Option<Stall> {
+        Stall::ALL.into_iter().find(|stall| *stall as u8 == self.stall.load(Ordering::Relaxed))
     }
 
     pub(crate) fn wish(&self) -> CloseWish {

@@ -120,6 +120,7 @@ impl Conn {
 
     /// Looks at the clock.
     fn on_time(&mut self, io: &mut Io) -> Result<()> {
+        self.core.watch(&mut self.link);
         self.core.session.life.on_timeout(io.now);
         let action = self.core.session.liveness.as_mut().and_then(|l| l.poll(io.now));
         match action {

@@ -136,7 +136,8 @@ impl Io {
     /// Ends a worker whose operations don't end although all its endpoints are closed: only its own end gives their memory back.
     /// The next connection that needs one makes another.
     pub(crate) fn replace_stuck_worker(&mut self) {
-        let stuck = !self.ops.is_empty() && matches!(&self.worker, WorkerSlot::Ready { worker, .. } if worker.is_stuck());
+        let stuck =
+            !self.ops.is_empty() && matches!(&self.worker, WorkerSlot::Ready { worker, .. } if worker.is_stuck());
         if !stuck {
             self.stuck_since = None;
             return;

@@ -506,6 +506,14 @@ impl Backend for UcxLink {
         self.numbering.count()
     }
 
+    fn waits_for_credit(&self) -> bool {
+        self.numbering.is_stalled()
+    }
+
+    fn waits_for_pool(&self) -> bool {
+        !self.no_room.is_empty()
+    }
+
     fn fetch(&mut self, core: &mut ConnCore, io: &mut Io, id: PendingId, mut reply: FetchReply) -> Result<()> {
         let Some(index) = self.held.iter().position(|(held, _)| *held == id) else { return Ok(()) };
         let (_, held) = self.held.swap_remove(index);
