@@ -28,7 +28,9 @@ pub(crate) fn print() {
     if rows.is_empty() {
         return;
     }
-    println!("| failure | backend | n | median ms | max ms | of which the machine was late |\n|---|---|---|---|---|---|");
+    println!(
+        "| failure | backend | n | median ms | max ms | of which the machine was late |\n|---|---|---|---|---|---|"
+    );
     for ((failure, backend), times) in rows.iter_mut() {
         times.sort();
         let ms = |time: &Duration| time.as_secs_f64() * 1e3;
