@@ -349,7 +349,7 @@ impl Opening {
         match negotiate::answer(&local, hello) {
             Answer::Reject { code, text } => self.reject(code, text),
             Answer::AcceptTcp(reason) => self.accept_tcp(core, &local, terms, reason),
-            Answer::TryUcx(info) => match connect(io, &info) {
+            Answer::TryUcx(info) => match connect(core, io, &info) {
                 Ok(ep) => {
                     let key = core.key;
                     let accept = local.accept(hello::Transport::Ucx, None, key.index, key.generation);
@@ -394,7 +394,7 @@ impl Opening {
         match negotiate::judge(&local, accept)? {
             Verdict::Tcp(reason) => Ok(self.open_stream(core, None, Some(terms), reason)),
             Verdict::Decline(reason) => self.give_up_ucx(io, terms, reason),
-            Verdict::TryUcx(info) => match connect(io, &info) {
+            Verdict::TryUcx(info) => match connect(core, io, &info) {
                 Ok(ep) => self.prove(core, io, ep, terms),
                 Err(reason) => self.give_up_ucx(io, terms, reason),
             },
@@ -472,10 +472,8 @@ impl Opening {
     }
 
     pub(super) fn close_endpoint(&mut self, io: &mut Io) {
-        if let Stage::Proving { ep, .. } = self.stage
-            && let Some(worker) = io.live_worker()
-        {
-            worker.close(ep);
+        if let Some(ep) = self.endpoint() {
+            io.close_endpoint(ep);
         }
     }
 
@@ -598,12 +596,14 @@ fn name_of(message: &Message) -> &'static str {
 }
 
 /// Makes an endpoint to the worker that the peer described.
-fn connect(io: &mut Io, info: &UcxInfo) -> Result<EndpointId, FallbackReason> {
+fn connect(core: &ConnCore, io: &mut Io, info: &UcxInfo) -> Result<EndpointId, FallbackReason> {
     let worker = io.worker()?;
-    worker.connect(&info.worker_address).map_err(|error| match error.kind() {
+    let ep = worker.connect(&info.worker_address).map_err(|error| match error.kind() {
         ErrorKind::Unreachable => FallbackReason::Unreachable(error.text().to_owned().into()),
         _ => FallbackReason::Failed(error.to_string().into()),
-    })
+    })?;
+    io.own_endpoint(ep, core.key);
+    Ok(ep)
 }
 
 fn send_proof(io: &mut Io, ep: EndpointId, terms: Terms, kind: Kind) -> Result<()> {

@@ -453,13 +453,8 @@ impl Core {
     }
 
     fn on_endpoint_failed(&mut self, ep: crate::ucx::EndpointId, error: Error) {
-        let is_it = |link: &Link| match link {
-            Link::Ucx(link) => link.ep == ep,
-            Link::Opening(opening) => opening.endpoint() == Some(ep),
-            Link::Tcp(_) | Link::Mem(_) => false,
-        };
-        let found = self.conns.keys().into_iter().find(|k| self.conns.get(*k).is_some_and(|c| is_it(&c.link)));
-        let Some(key) = found else { return };
+        // It may have been closed since the event was made.
+        let Some(key) = self.io.owner_of(ep) else { return };
         if self.conns.get(key).is_some_and(|c| c.link.is_open()) {
             self.end(key, error);
         } else {

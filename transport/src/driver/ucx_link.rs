@@ -542,9 +542,7 @@ impl Backend for UcxLink {
     }
 
     fn close(&mut self, _: &mut ConnCore, io: &mut Io) {
-        if let Some(worker) = io.live_worker() {
-            worker.close(self.ep);
-        }
+        io.close_endpoint(self.ep);
         io.poller.remove(&*self.stream);
         io.sources.remove(self.source);
         let _ = self.stream.shutdown(std::net::Shutdown::Both);
