@@ -26,7 +26,7 @@ use std::{
     rc::Rc,
     sync::Arc,
     task::{Context, Poll, Wake, Waker},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 pub use self::run::LocalDispatcher;
@@ -74,7 +74,9 @@ pub(crate) enum Command {
     /// A local task.
     Spawn(Box<dyn FnOnce() -> LocalFuture + Send>),
     /// A timer.
-    Sleep { at: Instant, state: Arc<SleepState> },
+    Sleep(Arc<SleepState>),
+    /// Nobody waits for it any more.
+    CancelSleep(Arc<SleepState>),
 }
 
 impl Command {
@@ -85,16 +87,14 @@ impl Command {
             Self::Connect { half, .. } => half.shared.finish(stopped()),
             Self::Fetch { reply, .. } => reply.fail(stopped()),
             Self::AdoptMem { peer, .. } => peer.answer(Err(stopped())),
-            Self::Sleep { state, .. } => {
-                state.fired.store(true, std::sync::atomic::Ordering::Release);
-                state.waker.wake();
-            }
+            Self::Sleep(state) => state.fire(),
             Self::Listen { .. }
             | Self::Unlisten { .. }
             | Self::ResumeAccept { .. }
             | Self::Adopt { .. }
             | Self::MemAnswer { .. }
             | Self::Pipe { .. }
+            | Self::CancelSleep(_)
             | Self::Spawn(_) => {}
         }
     }
@@ -159,6 +159,27 @@ pub(crate) fn send_at_once(shared: &connection::Shared, outgoing: Outgoing, len:
         })
     } else {
         send::by_caller(shared, outgoing, len)
+    }
+}
+
+/// Arms or cancels a [`crate::Sleep`]: at once on the dispatcher's own thread, else by command.
+pub(crate) fn sleep(dispatcher: &dispatcher::Shared, state: &Arc<SleepState>, armed: bool) {
+    let done = is_current(dispatcher.id)
+        && CURRENT.with_borrow(|current| match current.as_ref().map(|c| c.core.try_borrow_mut()) {
+            Some(Ok(mut core)) => {
+                if armed {
+                    core.arm_sleep(state.clone());
+                } else {
+                    core.cancel_sleep(state);
+                }
+                true
+            }
+            _ => false,
+        });
+    match (done, armed) {
+        (true, _) => {}
+        (false, true) => dispatcher.command(Command::Sleep(state.clone())),
+        (false, false) => dispatcher.command(Command::CancelSleep(state.clone())),
     }
 }
 

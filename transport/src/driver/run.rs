@@ -6,7 +6,6 @@ use std::{
     marker::PhantomData,
     pin::pin,
     rc::Rc,
-    sync::atomic::Ordering,
     task::{Poll, Waker},
     time::{Duration, Instant},
 };
@@ -236,7 +235,7 @@ impl Drop for LocalDispatcher {
         core.borrow_mut().end_all(&error);
         drop(running);
         let mut core = core.borrow_mut();
-        core.io.timers = crate::event::timer::Timers::new();
+        let timers = std::mem::replace(&mut core.io.timers, crate::event::timer::Timers::new());
         if let WorkerSlot::Ready { worker, source } = std::mem::replace(&mut core.io.worker, WorkerSlot::Unused) {
             core.io.poller.remove(&worker.event_fd());
             core.io.sources.remove(source);
@@ -247,6 +246,13 @@ impl Drop for LocalDispatcher {
         core.io.ops.clear();
         core.io.publish(0);
         shared.counters.listeners.set(0);
+        std::mem::drop(core);
+        // Wakers are foreign code: nothing is borrowed while they run.
+        for timer in timers.into_values() {
+            if let Timer::Sleep(state) = timer {
+                state.fire();
+            }
+        }
     }
 }
 
@@ -495,10 +501,7 @@ impl Core {
             match timer {
                 Timer::Connection(key) => self.on_connection_timer(key),
                 Timer::Listener(key) => self.on_listener_timer(key),
-                Timer::Sleep(state) => {
-                    state.fired.store(true, Ordering::Release);
-                    state.waker.wake();
-                }
+                Timer::Sleep(state) => state.fire(),
             }
         }
         worked
@@ -537,11 +540,8 @@ impl Core {
                 Command::Pipe { shared, pipe } => self.add_pipe(&shared, pipe),
                 Command::Fetch { connection, id, reply } => self.fetch(connection, id, reply),
                 Command::Spawn(make) => spawned.tasks.push(make),
-                Command::Sleep { at, state } => {
-                    if !state.dropped.load(Ordering::Acquire) {
-                        self.io.timers.insert(at, Timer::Sleep(state));
-                    }
-                }
+                Command::Sleep(state) => self.arm_sleep(state),
+                Command::CancelSleep(state) => self.cancel_sleep(&state),
             }
         }
         spawned
@@ -587,6 +587,7 @@ impl Core {
         let timer = self.io.timers.next().map(|at| at.saturating_duration_since(self.io.now));
         let timeout = timer.map_or(detector, |t| t.min(detector));
         counters.sleeps.add(1);
+        self.io.publish(self.conns.len());
         let result = self.io.poller.poll(Some(timeout));
         shared.wake.wake_up();
         if let Err(error) = result {
