@@ -4,6 +4,8 @@
 //! thread, through [`send_at_once`].
 
 mod accept;
+mod cm_link;
+mod cm_open;
 mod conn;
 mod dial;
 mod end;
@@ -24,7 +26,7 @@ use std::{
     net::SocketAddr,
     pin::pin,
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, mpsc::SyncSender},
     task::{Context, Poll, Wake, Waker},
     time::Duration,
 };
@@ -32,6 +34,7 @@ use std::{
 pub use self::run::LocalDispatcher;
 pub(crate) use self::{
     accept::{ListenSocket, ListenerShared, register_mem},
+    cm_open::{CmListen, listen as listen_cm},
     conn::ConnCore,
     io::Io,
     mem_link::MemParty,
@@ -57,6 +60,8 @@ pub(crate) enum Command {
     Connect { half: DriverHalf, address: Address, resolved: Vec<SocketAddr> },
     /// Serve a listener that is bound already.
     Listen { listener: Arc<ListenerShared>, socket: ListenSocket },
+    /// Listen with UCX's connection manager, and say what came of it.
+    ListenCm { ask: Box<CmListen>, reply: SyncSender<Result<Arc<ListenerShared>>> },
     /// Stop listening.
     Unlisten { listener: Arc<ListenerShared> },
     /// The listener has room again.
@@ -88,7 +93,9 @@ impl Command {
             Self::Fetch { reply, .. } => reply.fail(stopped()),
             Self::AdoptMem { peer, .. } => peer.answer(Err(stopped())),
             Self::Sleep(state) => state.fire(),
-            Self::Listen { .. }
+            // Dropping the reply says it.
+            Self::ListenCm { .. }
+            | Self::Listen { .. }
             | Self::Unlisten { .. }
             | Self::ResumeAccept { .. }
             | Self::Adopt { .. }
@@ -113,6 +120,17 @@ thread_local! {
     /// The running dispatcher's id, 0 for none: the quick look.
     static CURRENT_ID: Cell<u64> = const { Cell::new(0) };
     static CURRENT: RefCell<Option<Current>> = const { RefCell::new(None) };
+    /// Those that belong to this thread, running or not.
+    static OWN: RefCell<Vec<Current>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Does something with dispatcher `id` if it belongs to this thread, running or not. Else what it was given comes back.
+fn on_own_thread<A, R>(id: u64, given: A, act: impl FnOnce(&mut Core, A) -> R) -> Result<R, A> {
+    let own = OWN.with_borrow(|own| own.iter().find(|c| c.shared.id == id).map(|c| c.core.clone()));
+    match own.as_ref().map(|core| core.try_borrow_mut()) {
+        Some(Ok(mut core)) => Ok(act(&mut core, given)),
+        _ => Err(given),
+    }
 }
 
 /// Whether dispatcher `id` runs on this thread.

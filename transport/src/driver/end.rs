@@ -45,7 +45,7 @@ impl Conn {
         core.session.peer_interval = peer_interval;
         core.session.said = io.now;
         core.session.recv = native.then(|| RecvCredit::new(granted(&core.config)));
-        if !native {
+        if !native && !matches!(link, Link::Cm(_)) {
             // Nobody there answers our pings.
             core.session.liveness = None;
         }
@@ -121,6 +121,11 @@ impl Conn {
     /// Looks at the clock.
     fn on_time(&mut self, io: &mut Io) -> Result<()> {
         self.core.session.life.on_timeout(io.now);
+        if let Link::Cm(link) = &mut self.link
+            && link.excuses_silence()
+        {
+            self.core.heard(io.now);
+        }
         let action = self.core.session.liveness.as_mut().and_then(|l| l.poll(io.now));
         match action {
             Some(LivenessAction::Ping(id)) => {
@@ -163,7 +168,7 @@ impl Conn {
                 Ok(())
             }
             Link::Ucx(link) => read_control(link, &mut self.core, io.now),
-            Link::Opening(_) | Link::Mem(_) => Ok(()),
+            Link::Opening(_) | Link::Cm(_) | Link::Mem(_) => Ok(()),
         }
     }
 
@@ -182,7 +187,7 @@ impl Conn {
         match &self.link {
             Link::Tcp(link) => link.eof,
             Link::Ucx(link) => link.eof,
-            Link::Opening(_) | Link::Mem(_) => false,
+            Link::Opening(_) | Link::Cm(_) | Link::Mem(_) => false,
         }
     }
 }
@@ -254,7 +259,8 @@ impl Core {
         let Some(conn) = self.conns.get_mut(key) else { return };
         // Closing a socket with unread bytes resets it, and what it has sent may be lost: a foreign protocol's peer has
         // no goodbye to wait for either, only its own end.
-        let waits = error.kind() == ErrorKind::PeerClosed || conn.core.session.recv.is_none();
+        let foreign = matches!(conn.link, Link::Tcp(_)) && conn.core.session.recv.is_none();
+        let waits = error.kind() == ErrorKind::PeerClosed || foreign;
         if !waits || conn.eof() {
             return self.end(key, error);
         }
@@ -263,7 +269,7 @@ impl Core {
             Link::Tcp(link) => {
                 let _ = link.stream.shutdown(std::net::Shutdown::Write);
             }
-            Link::Ucx(_) => {}
+            Link::Ucx(_) | Link::Cm(_) => {}
             Link::Opening(_) | Link::Mem(_) => return self.close_link(key),
         }
         conn.core.session.liveness = None;

@@ -93,6 +93,8 @@ pub(super) enum Stage {
     Proving { ep: EndpointId, terms: Terms, deadline: Instant, started: Instant },
     /// Our Fallback has gone; the peer's is awaited.
     FallingBack { terms: Terms, reason: FallbackReason },
+    /// An endpoint of UCX's connection manager; the peer's hello is awaited.
+    Cm { ep: EndpointId, peer: Option<SocketAddr> },
     /// Waiting for the other party of this process.
     Mem(Option<MemInbox>),
     /// Open: the link is being exchanged.
@@ -412,6 +414,9 @@ impl Opening {
 
     /// UCX said that the endpoint is broken, or that a proof can't be sent.
     pub(super) fn on_ucx_failed(&mut self, io: &mut Io, error: &Error) -> Result<Step> {
+        if let Stage::Cm { .. } = self.stage {
+            return Err(self.on_cm_failed(error));
+        }
         let Stage::Proving { terms, .. } = self.stage else { return Ok(Step::Wait) };
         let reason = match error.kind() {
             ErrorKind::Unreachable => FallbackReason::Unreachable(error.text().to_owned().into()),
@@ -463,10 +468,10 @@ impl Opening {
         }
     }
 
-    /// The endpoint that is being proved.
+    /// The endpoint that is being made.
     pub(super) fn endpoint(&self) -> Option<EndpointId> {
         match self.stage {
-            Stage::Proving { ep, .. } => Some(ep),
+            Stage::Proving { ep, .. } | Stage::Cm { ep, .. } => Some(ep),
             _ => None,
         }
     }

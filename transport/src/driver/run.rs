@@ -11,7 +11,7 @@ use std::{
 };
 
 use super::{
-    CURRENT, CURRENT_ID, Command, Current, SHUTDOWN_GRACE,
+    CURRENT, CURRENT_ID, Command, Current, OWN, SHUTDOWN_GRACE,
     conn::Link,
     io::{Core, Io, Source, Timer, WorkerSlot},
     opening::NO_TOKEN,
@@ -87,7 +87,9 @@ impl LocalDispatcher {
         let tasks = Tasks::new(shared.clone());
         let ready = tasks.ready.clone();
         let (core, tasks) = (Rc::new(RefCell::new(core)), Rc::new(RefCell::new(tasks)));
-        Ok(Self { current: Current { shared, core, tasks, ready }, not_send: PhantomData })
+        let current = Current { shared, core, tasks, ready };
+        OWN.with_borrow_mut(|own| own.push(current.clone()));
+        Ok(Self { current, not_send: PhantomData })
     }
 
     /// A handle for any thread.
@@ -224,6 +226,8 @@ impl LocalDispatcher {
 impl Drop for LocalDispatcher {
     fn drop(&mut self) {
         let Current { shared, core, tasks, .. } = &self.current;
+        // Its thread may be ending.
+        let _ = OWN.try_with(|own| own.borrow_mut().retain(|c| c.shared.id != shared.id));
         shared.stop();
         let running = Running::try_enter(&self.current);
         let error = Error::new(ErrorKind::Stopped, "the dispatcher has stopped");
@@ -355,13 +359,17 @@ impl Core {
         for taken in 0..EVENTS_PER_TURN {
             let Some(event) = self.io.live_worker().and_then(Worker::poll_event) else { return taken > 0 };
             match event {
-                Event::Message { header, data, .. } => self.on_message(&header, data),
-                Event::Announced { header, rndv, .. } => self.on_announced(&header, rndv),
+                Event::Message { header, data, from: None } => self.on_message(&header, data),
+                Event::Message { header, data, from: Some(ep) } => self.on_cm_message(ep, &header, data),
+                Event::Announced { header, rndv, from: None } => self.on_announced(&header, rndv),
+                Event::Announced { header, rndv, from: Some(ep) } => self.on_cm_announced(ep, &header, rndv),
                 Event::SendDone { token: NO_TOKEN, .. } => {}
                 Event::SendDone { token, result } => self.on_sent(token, result),
                 Event::FetchDone { token, buf, result } => self.on_fetch_done(token, buf, result),
                 Event::EndpointFailed { ep, error } => self.on_endpoint_failed(ep, error),
-                Event::ConnRequest { request, .. } => drop(request),
+                Event::ConnRequest { listener, request, client_addr } => {
+                    self.on_cm_request(listener, request, client_addr);
+                }
             }
         }
         true
@@ -377,7 +385,7 @@ impl Core {
         let link = match &mut conn.link {
             Link::Ucx(link) => link,
             Link::Opening(_) => return self.on_early_message(key, header, inline, data),
-            Link::Tcp(_) | Link::Mem(_) => return self.stale("the connection does not use ucx"),
+            Link::Tcp(_) | Link::Cm(_) | Link::Mem(_) => return self.stale("the connection does not use ucx"),
         };
         use crate::backend::Backend as _;
         let given = match header.credit {
@@ -453,7 +461,7 @@ impl Core {
     }
 
     #[cold]
-    fn stale(&mut self, why: &str) {
+    pub(super) fn stale(&mut self, why: &str) {
         self.io.shared.counters.stale_messages.add(1);
         tracing::debug!(why, "ucx message dropped");
     }
@@ -461,7 +469,9 @@ impl Core {
     fn on_endpoint_failed(&mut self, ep: crate::ucx::EndpointId, error: Error) {
         // It may have been closed since the event was made.
         let Some(key) = self.io.owner_of(ep) else { return };
-        if self.conns.get(key).is_some_and(|c| c.link.is_open()) {
+        let Some(conn) = self.conns.get(key) else { return };
+        if conn.link.is_open() {
+            let error = conn.end_by_ucx(error);
             self.end(key, error);
         } else {
             self.opening_step(key, |opening, _, io| opening.on_ucx_failed(io, &error));
@@ -532,6 +542,7 @@ impl Core {
             match command {
                 Command::Connect { half, address, resolved } => self.connect(half, address, resolved),
                 Command::Listen { listener, socket } => self.listen(listener, socket),
+                Command::ListenCm { ask, reply } => drop(reply.send(self.listen_cm(*ask))),
                 Command::Unlisten { listener } => self.unlisten(&listener),
                 Command::ResumeAccept { listener } => self.resume_accept(&listener),
                 Command::Adopt { listener, stream } => self.adopt_stream(&listener, stream),
