@@ -90,6 +90,7 @@ impl Bed {
         assert!(right, "{} runs over {transport}", self.backend.name);
     }
 
+    #[allow(dead_code, reason = "for the cases that run over every wait policy")]
     pub fn set_wait(&self, policy: WaitPolicy) {
         self.server.set_wait_policy(policy);
         self.client.set_wait_policy(policy);

@@ -332,7 +332,7 @@ impl UcxLink {
             }
             // Heads are bounded by `max_head` and by the window; they don't come out of the pool's quota.
             let buf = RecvBuf::Bytes(BytesMut::zeroed(rndv.len()));
-            return self.start_fetch(core, io, rndv, buf, UcxOp::FetchHead { connection: core.key, seq, whole });
+            return self.start_fetch(io, rndv, buf, UcxOp::FetchHead { connection: core.key, seq, whole });
         }
         let head_len = header.head_len.unwrap_or(0) as usize;
         check_head(core, head_len)?;
@@ -364,7 +364,7 @@ impl UcxLink {
         let len = rndv.len() as u64;
         match receive::place(core, io, &head, len)? {
             Placed::Into(buf, kind) => {
-                self.start_fetch(core, io, rndv, buf, UcxOp::Fetch { connection: core.key, seq, head, kind })
+                self.start_fetch(io, rndv, buf, UcxOp::Fetch { connection: core.key, seq, head, kind })
             }
             Placed::Later => self.hold(core, seq, head, len, Held::Rendezvous(rndv)),
             Placed::Refuse(text) => {
@@ -382,14 +382,7 @@ impl UcxLink {
         }
     }
 
-    fn start_fetch(
-        &mut self,
-        core: &mut ConnCore,
-        io: &mut Io,
-        rndv: Rendezvous,
-        buf: RecvBuf,
-        op: UcxOp,
-    ) -> Result<()> {
+    fn start_fetch(&mut self, io: &mut Io, rndv: Rendezvous, buf: RecvBuf, op: UcxOp) -> Result<()> {
         let token = io.ops.insert(op) as u64;
         let Some(worker) = io.live_worker() else { return Err(gone()) };
         match worker.fetch(rndv, buf, token) {
@@ -420,7 +413,7 @@ impl UcxLink {
                 Some(buf) => {
                     let (seq, head) = (waiting.seq, waiting.head.unwrap_or_default());
                     let op = UcxOp::Fetch { connection: core.key, seq, head, kind: BufKind::Bytes };
-                    self.start_fetch(core, io, waiting.rndv, buf, op)?;
+                    self.start_fetch(io, waiting.rndv, buf, op)?;
                 }
                 None => {
                     self.no_room.push_front(waiting);
@@ -534,7 +527,7 @@ impl Backend for UcxLink {
             (Held::Here(_), None) => Ok(()),
             (Held::Rendezvous(rndv), Some(mut buf)) => {
                 buf.truncate(rndv.len());
-                self.start_fetch(core, io, rndv, buf, UcxOp::FetchFor { connection: core.key, reply })
+                self.start_fetch(io, rndv, buf, UcxOp::FetchFor { connection: core.key, reply })
             }
             (Held::Rendezvous(rndv), None) => {
                 if let Some(worker) = io.live_worker() {
