@@ -20,6 +20,8 @@ mod sleep;
 pub(crate) mod table;
 mod tasks;
 mod tcp_link;
+#[cfg(feature = "tokio")]
+mod tokio;
 mod ucx_link;
 
 use std::{

@@ -197,12 +197,22 @@ impl LocalDispatcher {
     /// What the tokio adapter is made of: one turn, with this thread marked as the dispatcher's.
     #[cfg(feature = "tokio")]
     pub(super) fn guarded_turn(&self) -> bool {
+        let worked = self.guarded(|| self.turn());
+        let counters = &self.current.shared.counters;
+        counters.turns.add(1);
+        counters.turns_with_work.add(u64::from(worked));
+        worked
+    }
+
+    /// Does something with this thread marked as the dispatcher's.
+    #[cfg(feature = "tokio")]
+    pub(super) fn guarded<R>(&self, act: impl FnOnce() -> R) -> R {
         let _running = Running::enter(&self.current);
-        self.turn()
+        act()
     }
 
     #[cfg(feature = "tokio")]
-    pub(super) fn parts(&self) -> (&Arc<dispatcher::Shared>, &Rc<RefCell<Core>>) {
+    pub(super) fn parts(&self) -> (&std::sync::Arc<dispatcher::Shared>, &Rc<RefCell<Core>>) {
         (&self.current.shared, &self.current.core)
     }
 

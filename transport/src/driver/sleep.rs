@@ -34,7 +34,18 @@ impl Core {
             tracing::error!(%error, "the poller failed");
         }
         self.update_clock();
-        self.after_sleep(asleep.by_timer);
+        self.after_sleep(Some(asleep.by_timer));
+    }
+
+    /// Ends a sleep that somebody else's poller has slept: `timed_out` says that its time is over.
+    #[cfg(feature = "tokio")]
+    pub(super) fn wake_up_elsewhere(&mut self, asleep: &Asleep, timed_out: bool) {
+        self.io.shared.wake.wake_up();
+        if let Err(error) = self.io.poller.poll(Some(Duration::ZERO)) {
+            tracing::error!(%error, "the poller failed");
+        }
+        self.update_clock();
+        self.after_sleep(timed_out.then_some(asleep.by_timer));
     }
 
     /// Goes to sleep, by the ritual: announce, look at every queue, arm UCX, let it work once more, make sure that no
@@ -67,8 +78,9 @@ impl Core {
         Some(Asleep { timeout, by_timer: timer.is_some_and(|t| t <= detector) })
     }
 
-    /// Says why the sleep ended, and acts on it.
-    fn after_sleep(&mut self, by_timer: bool) {
+    /// Says why the sleep ended, and acts on it. `by_timer` says whose time is over if there are no edges: a timer's or the
+    /// detector's.
+    fn after_sleep(&mut self, by_timer: Option<bool>) {
         let mut edges = std::mem::take(&mut self.io.edges);
         self.io.poller.take(&mut edges);
         let counters = &self.io.shared.counters;
@@ -81,11 +93,13 @@ impl Core {
         }
         let silent = edges.is_empty();
         self.io.edges = edges;
-        if silent && by_timer {
-            counters.wakes_by_timer.add(1);
-        } else if silent {
-            counters.detector_timeouts.add(1);
-            self.detect();
+        match by_timer.filter(|_| silent) {
+            Some(true) => counters.wakes_by_timer.add(1),
+            Some(false) => {
+                counters.detector_timeouts.add(1);
+                self.detect();
+            }
+            None => {}
         }
         let edges = std::mem::take(&mut self.io.edges);
         self.act_on(edges);
