@@ -70,7 +70,12 @@ impl Core {
     pub(super) fn listen_cm(&mut self, ask: CmListen) -> Result<Arc<ListenerShared>> {
         let CmListen { address, at, config, places, placement } = ask;
         let worker = self.io.worker().map_err(|reason| negotiate::no_ucx(&reason))?;
-        let listener = worker.listen_cm(at)?;
+        // UCX's words for an address that is not ours speak of a reset.
+        let listener = worker.listen_cm(at).map_err(|error| {
+            let kind = if error.kind() == ErrorKind::Reset { ErrorKind::System } else { error.kind() };
+            let wrapped = Error::new(kind, format!("{at}: {}", error.text()));
+            error.ucx_status().map_or(wrapped.clone(), |status| wrapped.with_ucx(status))
+        })?;
         let bound = address.with_socket_addr(SocketAddr::new(at.ip(), listener.port()));
         let shared = ListenerShared::new(bound, config, places, placement);
         self.listeners.insert(Listening::new(shared.clone(), ListenSocket::Cm(listener)));

@@ -5,7 +5,8 @@
 
 use std::{
     future::Future,
-    os::fd::{AsRawFd, RawFd},
+    io,
+    os::fd::OwnedFd,
     pin::{Pin, pin},
     sync::{
         Arc,
@@ -26,15 +27,6 @@ use crate::{Error, Result, dispatcher};
 /// Rounds in one poll before the other tasks of the runtime have their turn. It also bounds how long a future is polled
 /// that tokio has told to wait for its next turn.
 const ROUNDS: usize = 64;
-
-/// The poller's descriptor, which the dispatcher owns.
-struct Watched(RawFd);
-
-impl AsRawFd for Watched {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0
-    }
-}
 
 /// The waker of the future that is run. While the dispatcher runs on this thread it looks for itself.
 struct RootWaker {
@@ -67,7 +59,8 @@ impl Drop for Awake<'_> {
 
 struct Adapter<'a> {
     local: &'a LocalDispatcher,
-    fd: AsyncFd<Watched>,
+    /// A duplicate of the poller's descriptor.
+    fd: AsyncFd<OwnedFd>,
     /// For [`Adapter::asleep`] only.
     timer: Pin<Box<Sleep>>,
     asleep: Option<Asleep>,
@@ -76,8 +69,7 @@ struct Adapter<'a> {
 
 pub(super) async fn run<F: Future>(local: &LocalDispatcher, future: F) -> Result<F::Output> {
     let (shared, core) = local.parts();
-    let fd = Watched(core.borrow().io.poller.as_raw_fd());
-    let fd = AsyncFd::with_interest(fd, Interest::READABLE);
+    let fd = core.borrow().io.poller.duplicate().and_then(watch);
     let fd = fd.map_err(|e| Error::from_io("watching the dispatcher with tokio", &e))?;
     let _awake = Awake(shared);
     let root = RootWaker { woken: AtomicBool::new(true), task: AtomicWaker::new(), dispatcher: shared.id };
@@ -86,6 +78,12 @@ pub(super) async fn run<F: Future>(local: &LocalDispatcher, future: F) -> Result
     let waker = Waker::from(adapter.root.clone());
     let mut future = pin!(future);
     std::future::poll_fn(|cx| adapter.poll(future.as_mut(), &waker, cx)).await
+}
+
+/// Registers a descriptor with tokio's reactor.
+#[allow(deprecated, reason = "the replacement is `unsafe` for the sake of types that can close their descriptor")]
+fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::with_interest(fd, Interest::READABLE)
 }
 
 impl Adapter<'_> {
