@@ -18,7 +18,9 @@ fn current_thread<F: Future>(future: F) -> F::Output {
     let runtime = runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let patience = Duration::from_secs(100);
     let set = LocalSet::new();
-    runtime.block_on(async { tokio::time::timeout(patience, set.run_until(future)).await }).expect("it did not end in time")
+    runtime
+        .block_on(async { tokio::time::timeout(patience, set.run_until(future)).await })
+        .expect("it did not end in time")
 }
 
 fn local() -> LocalDispatcher {
