@@ -8,7 +8,10 @@ use std::{
 
 use bytes::Bytes;
 
-use super::{Io, accept::ListenerShared, mem_link::MemLink, opening::Opening, tcp_link::TcpLink, ucx_link::UcxLink};
+use super::{
+    Io, accept::ListenerShared, cm_link::CmLink, mem_link::MemLink, opening::Opening, tcp_link::TcpLink,
+    ucx_link::UcxLink,
+};
 use crate::{
     Connection, Error, ErrorKind, Frame, Result,
     backend::Backend,
@@ -215,6 +218,7 @@ pub(crate) enum Link {
     Opening(Box<Opening>),
     Tcp(Box<TcpLink>),
     Ucx(Box<UcxLink>),
+    Cm(Box<CmLink>),
     Mem(Box<MemLink>),
 }
 
@@ -226,6 +230,7 @@ impl Link {
             Self::Opening(_) => None,
             Self::Tcp(link) => Some(&mut **link),
             Self::Ucx(link) => Some(&mut **link),
+            Self::Cm(link) => Some(&mut **link),
             Self::Mem(link) => Some(&mut **link),
         }
     }
@@ -242,6 +247,14 @@ pub(crate) struct Conn {
 }
 
 impl Conn {
+    /// Why it ends when UCX says `error`.
+    pub(crate) fn end_by_ucx(&self, error: Error) -> Error {
+        match &self.link {
+            Link::Cm(link) => link.end_of(&self.core, &error),
+            _ => error,
+        }
+    }
+
     /// Sends a control frame.
     pub(crate) fn control(&mut self, io: &mut Io, header: FrameHeader, payload: &[u8]) -> Result<()> {
         match self.link.backend() {

@@ -45,7 +45,7 @@ impl Conn {
         core.session.peer_interval = peer_interval;
         core.session.said = io.now;
         core.session.recv = native.then(|| RecvCredit::new(granted(&core.config)));
-        if !native || matches!(link, Link::Mem(_)) {
+        if (!native && !matches!(link, Link::Cm(_))) || matches!(link, Link::Mem(_)) {
             // Nobody there answers our pings, or nobody there can be gone without its end being seen.
             core.session.liveness = None;
         }
@@ -127,6 +127,11 @@ impl Conn {
             self.core.heard(io.now);
             self.core.reassure(io);
         }
+        if let Link::Cm(link) = &mut self.link
+            && link.excuses_silence()
+        {
+            self.core.heard(io.now);
+        }
         let action = self.core.session.liveness.as_mut().and_then(|l| l.poll(io.now));
         match action {
             Some(LivenessAction::Ping(id)) => {
@@ -169,7 +174,7 @@ impl Conn {
                 Ok(())
             }
             Link::Ucx(link) => read_control(link, &mut self.core, io.now),
-            Link::Opening(_) | Link::Mem(_) => Ok(()),
+            Link::Opening(_) | Link::Cm(_) | Link::Mem(_) => Ok(()),
         }
     }
 
@@ -203,7 +208,7 @@ impl Conn {
         match &self.link {
             Link::Tcp(link) => link.eof,
             Link::Ucx(link) => link.eof,
-            Link::Opening(_) | Link::Mem(_) => false,
+            Link::Opening(_) | Link::Cm(_) | Link::Mem(_) => false,
         }
     }
 }
@@ -271,7 +276,8 @@ impl Core {
         let Some(conn) = self.conns.get_mut(key) else { return };
         // Closing a socket with unread bytes resets it, and what it has sent may be lost: a foreign protocol's peer has
         // no goodbye to wait for either, only its own end.
-        let waits = error.kind() == ErrorKind::PeerClosed || conn.core.session.recv.is_none();
+        let foreign = matches!(conn.link, Link::Tcp(_)) && conn.core.session.recv.is_none();
+        let waits = error.kind() == ErrorKind::PeerClosed || foreign;
         if !waits || conn.eof() {
             return self.end(key, error);
         }
@@ -284,7 +290,7 @@ impl Core {
                     patience = patience.max(conn.core.config.linger);
                 }
             }
-            Link::Ucx(_) => {}
+            Link::Ucx(_) | Link::Cm(_) => {}
             Link::Opening(_) | Link::Mem(_) => return self.close_link(key),
         }
         conn.core.session.liveness = None;

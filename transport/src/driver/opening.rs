@@ -93,6 +93,8 @@ pub(super) enum Stage {
     Proving { ep: EndpointId, terms: Terms, deadline: Instant, started: Instant, proved: bool },
     /// Our Fallback has gone; the peer's is awaited.
     FallingBack { terms: Terms, reason: FallbackReason },
+    /// An endpoint of UCX's connection manager; the peer's hello is awaited.
+    Cm { ep: EndpointId, peer: Option<SocketAddr> },
     /// Waiting for the other party of this process.
     Mem(Option<MemInbox>),
     /// Open: the link is being exchanged.
@@ -352,7 +354,7 @@ impl Opening {
         match negotiate::answer(&local, hello) {
             Answer::Reject { code, text } => self.reject(code, text),
             Answer::AcceptTcp(reason) => self.accept_tcp(core, &local, terms, reason),
-            Answer::TryUcx(info) => match connect(io, &info) {
+            Answer::TryUcx(info) => match connect(core, io, &info) {
                 Ok(ep) => {
                     let key = core.key;
                     let accept = local.accept(hello::Transport::Ucx, None, key.index, key.generation);
@@ -397,7 +399,7 @@ impl Opening {
         match negotiate::judge(&local, accept)? {
             Verdict::Tcp(reason) => Ok(self.open_stream(core, None, Some(terms), reason)),
             Verdict::Decline(reason) => self.give_up_ucx(io, terms, reason),
-            Verdict::TryUcx(info) => match connect(io, &info) {
+            Verdict::TryUcx(info) => match connect(core, io, &info) {
                 Ok(ep) => self.prove(core, io, ep, terms),
                 Err(reason) => self.give_up_ucx(io, terms, reason),
             },
@@ -415,6 +417,9 @@ impl Opening {
 
     /// UCX said that the endpoint is broken, or that a proof can't be sent.
     pub(super) fn on_ucx_failed(&mut self, io: &mut Io, error: &Error) -> Result<Step> {
+        if let Stage::Cm { .. } = self.stage {
+            return Err(self.on_cm_failed(error));
+        }
         let Stage::Proving { terms, .. } = self.stage else { return Ok(Step::Wait) };
         let reason = match error.kind() {
             ErrorKind::Unreachable => FallbackReason::Unreachable(error.text().to_owned().into()),
@@ -466,19 +471,17 @@ impl Opening {
         }
     }
 
-    /// The endpoint that is being proved.
+    /// The endpoint that is being made.
     pub(super) fn endpoint(&self) -> Option<EndpointId> {
         match self.stage {
-            Stage::Proving { ep, .. } => Some(ep),
+            Stage::Proving { ep, .. } | Stage::Cm { ep, .. } => Some(ep),
             _ => None,
         }
     }
 
     pub(super) fn close_endpoint(&mut self, io: &mut Io) {
-        if let Stage::Proving { ep, .. } = self.stage
-            && let Some(worker) = io.live_worker()
-        {
-            worker.close(ep);
+        if let Some(ep) = self.endpoint() {
+            io.close_endpoint(ep);
         }
     }
 
@@ -605,12 +608,14 @@ fn name_of(message: &Message) -> &'static str {
 }
 
 /// Makes an endpoint to the worker that the peer described.
-fn connect(io: &mut Io, info: &UcxInfo) -> Result<EndpointId, FallbackReason> {
+fn connect(core: &ConnCore, io: &mut Io, info: &UcxInfo) -> Result<EndpointId, FallbackReason> {
     let worker = io.worker()?;
-    worker.connect(&info.worker_address).map_err(|error| match error.kind() {
+    let ep = worker.connect(&info.worker_address).map_err(|error| match error.kind() {
         ErrorKind::Unreachable => FallbackReason::Unreachable(error.text().to_owned().into()),
         _ => FallbackReason::Failed(error.to_string().into()),
-    })
+    })?;
+    io.own_endpoint(ep, core.key);
+    Ok(ep)
 }
 
 fn send_proof(io: &mut Io, ep: EndpointId, terms: Terms, kind: Kind) -> Result<()> {

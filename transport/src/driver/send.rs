@@ -244,6 +244,7 @@ impl Core {
             super::conn::Link::Opening(_) => return Err(outgoing),
             super::conn::Link::Tcp(link) => link.send_now(&mut conn.core, outgoing, len)?,
             super::conn::Link::Ucx(link) => link.send_now(&mut conn.core, &mut self.io, outgoing, len)?,
+            super::conn::Link::Cm(link) => link.send_now(&mut conn.core, &mut self.io, outgoing, len)?,
             super::conn::Link::Mem(link) => link.send_now(&mut conn.core, outgoing, len)?,
         };
         if let Err(error) = result {

@@ -6,6 +6,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::{
     ConnCore, Io, Pumped,
+    conn::Link,
     io::Core,
     receive::{self, Placed},
     send::{Budget, Numbering},
@@ -27,12 +28,12 @@ use crate::{
 };
 
 /// Frames up to this size, bytes, are copied into one contiguous message: cheaper than a second slice or a reference.
-const SMALL: u64 = 8 << 10;
+pub(super) const SMALL: u64 = 8 << 10;
 /// The head rides in the AM header only up to this much in all: UCX's own limit is larger and not the same everywhere.
 const MAX_INLINE: usize = 1024 - MAX_HEADER;
 /// Sends of one connection that UCX has not finished. More would only queue inside UCX, where nothing bounds them, and
 /// shared memory's arm says busy while anything is queued.
-const MAX_INFLIGHT: u32 = 48;
+pub(super) const MAX_INFLIGHT: u32 = 48;
 
 /// From how many bytes a body goes by rendezvous, by the lane that carries it (`docs/decisions.md` has the measurements).
 pub(super) fn rendezvous_from(lanes: &str) -> u64 {
@@ -55,6 +56,8 @@ pub(crate) enum UcxOp {
     FetchHead { connection: Key, seq: u32, whole: bool },
     /// A fetch that the application asked for.
     FetchFor { connection: Key, reply: FetchReply },
+    /// A fetch of a whole message of Curve's, whose filler is dropped.
+    FetchCm { connection: Key, sn: u64, pad: u16 },
 }
 
 impl UcxOp {
@@ -63,7 +66,8 @@ impl UcxOp {
             Self::Send { connection, .. }
             | Self::Fetch { connection, .. }
             | Self::FetchHead { connection, .. }
-            | Self::FetchFor { connection, .. } => *connection,
+            | Self::FetchFor { connection, .. }
+            | Self::FetchCm { connection, .. } => *connection,
         }
     }
 }
@@ -438,7 +442,7 @@ impl UcxLink {
     ) -> Result<()> {
         self.fetches -= 1;
         match op {
-            UcxOp::Send { .. } => Ok(()),
+            UcxOp::Send { .. } | UcxOp::FetchCm { .. } => Ok(()),
             UcxOp::FetchFor { reply, .. } => {
                 core.session.unfinished -= 1;
                 let failed = result.clone();
@@ -549,9 +553,7 @@ impl Backend for UcxLink {
     }
 
     fn close(&mut self, core: &mut ConnCore, io: &mut Io) {
-        if let Some(worker) = io.live_worker() {
-            worker.close(self.ep);
-        }
+        io.close_endpoint(self.ep);
         if self.inflight > 0 || self.fetches > 0 {
             fail_operations(core, io);
         }
@@ -567,7 +569,7 @@ impl Backend for UcxLink {
 
 /// Tells everyone who waits for an operation of this connection that it has ended. The operations keep their memory until
 /// UCX is done with them, which may take long: over shared memory, a dead peer's full queue holds them for ever.
-fn fail_operations(core: &ConnCore, io: &mut Io) {
+pub(super) fn fail_operations(core: &ConnCore, io: &mut Io) {
     let closed = || Error::new(ErrorKind::Closed, "the connection was closed");
     let end = core.shared.end().cloned().unwrap_or_else(closed);
     for (_, op) in io.ops.iter_mut().filter(|(_, op)| op.connection() == core.key) {
@@ -578,7 +580,7 @@ fn fail_operations(core: &ConnCore, io: &mut Io) {
                 }
             }
             UcxOp::FetchFor { reply, .. } => reply.fail(end.clone()),
-            UcxOp::Fetch { .. } | UcxOp::FetchHead { .. } => {}
+            UcxOp::Fetch { .. } | UcxOp::FetchHead { .. } | UcxOp::FetchCm { .. } => {}
         }
     }
 }
@@ -591,13 +593,23 @@ impl Core {
             done.complete(result.clone());
         }
         let Some(conn) = self.conns.get_mut(connection) else { return };
-        let super::conn::Link::Ucx(link) = &mut conn.link else { return };
-        link.inflight -= 1;
+        // Room in flight, or the last send that a close waits for.
+        let more = match &mut conn.link {
+            Link::Ucx(link) => {
+                link.inflight -= 1;
+                !conn.core.queue.is_empty() || link.numbering.is_stalled() || !conn.core.session.life.is_open()
+            }
+            Link::Cm(link) => {
+                link.on_sent(token);
+                link.has_more(&conn.core)
+            }
+            _ => return,
+        };
         if let Err(error) = result {
+            let error = conn.end_by_ucx(error);
             return self.end(connection, error);
         }
-        // Room in flight, or the last send that a close waits for.
-        if !conn.core.queue.is_empty() || link.numbering.is_stalled() || !conn.core.session.life.is_open() {
+        if more {
             conn.core.make_ready(&mut self.io);
         }
     }
@@ -607,13 +619,21 @@ impl Core {
         let Some(op) = self.io.ops.try_remove(token as usize) else { return };
         let key = op.connection();
         let Some(conn) = self.conns.get_mut(key) else { return };
-        let super::conn::Link::Ucx(link) = &mut conn.link else { return };
-        match link.on_fetched(&mut conn.core, &mut self.io, op, buf, result) {
+        let (core, io, failed) = (&mut conn.core, &mut self.io, result.is_err());
+        let result = match &mut conn.link {
+            Link::Ucx(link) => link.on_fetched(core, io, op, buf, result),
+            Link::Cm(link) => link.on_fetched(core, io, &op, buf, result),
+            _ => return,
+        };
+        match result {
             Ok(()) => {
-                conn.core.shared.reader.wake();
+                core.shared.reader.wake();
                 self.settle(key);
             }
-            Err(error) => self.end(key, error),
+            Err(error) => {
+                let error = if failed { conn.end_by_ucx(error) } else { error };
+                self.end(key, error);
+            }
         }
     }
 }
@@ -661,7 +681,7 @@ fn check_head(core: &ConnCore, len: usize) -> Result<()> {
 }
 
 #[inline]
-fn gather_small(body: Body) -> Bytes {
+pub(super) fn gather_small(body: Body) -> Bytes {
     match body {
         Body::Empty => Bytes::new(),
         Body::Bytes(bytes) => bytes,
@@ -670,7 +690,7 @@ fn gather_small(body: Body) -> Bytes {
 }
 
 /// A body in one piece: over verbs UCX copies lists of pieces anyway, and slowly.
-fn gather(io: &Io, body: Body) -> Result<Payload> {
+pub(super) fn gather(io: &Io, body: Body) -> Result<Payload> {
     match body {
         Body::Empty => Ok(Payload::Bytes(Bytes::new())),
         Body::Bytes(bytes) => Ok(Payload::Bytes(bytes)),
@@ -695,6 +715,6 @@ fn gather(io: &Io, body: Body) -> Result<Payload> {
 }
 
 #[cold]
-fn gone() -> Error {
+pub(super) fn gone() -> Error {
     Error::new(ErrorKind::Stopped, "the ucx worker is gone")
 }
