@@ -4,6 +4,8 @@
 //! `cargo test --test contract -- ucx-posix` runs one backend; `UCRPC_CHILD=tcp/echo target/debug/deps/contract-*` runs one
 //! case in this process, for a debugger. `ci/soak.sh` says which variables make the run longer.
 
+#![allow(unreachable_pub, reason = "nothing is reachable from outside a test binary")]
+
 mod bed;
 mod cases;
 mod tools;

@@ -7,12 +7,15 @@ mod accept;
 mod conn;
 mod dial;
 mod end;
+mod events;
 mod io;
 mod mem_link;
 mod opening;
 mod receive;
 mod run;
 mod send;
+mod sleep;
+mod stall;
 pub(crate) mod table;
 mod tasks;
 mod tcp_link;
@@ -83,7 +86,7 @@ impl Command {
         let stopped = || Error::new(ErrorKind::Stopped, "the dispatcher has stopped");
         match self {
             Self::Connect { half, .. } => half.shared.finish(stopped()),
-            Self::Fetch { reply, .. } => reply.fail(stopped()),
+            Self::Fetch { mut reply, .. } => reply.fail(stopped()),
             Self::AdoptMem { peer, .. } => peer.answer(Err(stopped())),
             Self::Sleep { state, .. } => {
                 state.fired.store(true, std::sync::atomic::Ordering::Release);

@@ -130,7 +130,7 @@ impl Error {
 /// The result of a transport operation.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why [`Connection::send`](crate::Connection::send) did not take a frame. The frame comes back.
+/// Why [`Sender::send`](crate::Sender::send) did not take a frame. The frame comes back.
 #[derive(thiserror::Error)]
 pub enum SendError {
     /// The send queue is full: wait for `ready()` and try again.
@@ -152,6 +152,16 @@ impl SendError {
     pub fn into_frame(self) -> crate::Frame {
         match self {
             Self::Full(frame) | Self::Closed(frame, _) | Self::TooLarge(frame, _) | Self::Invalid(frame, _) => frame,
+        }
+    }
+}
+
+/// The error without the frame, for `?` where the frame need not come back.
+impl From<SendError> for Error {
+    fn from(error: SendError) -> Self {
+        match error {
+            SendError::Full(_) => Self::new(ErrorKind::Limit, "the send queue is full: wait with ready()"),
+            SendError::Closed(_, error) | SendError::TooLarge(_, error) | SendError::Invalid(_, error) => error,
         }
     }
 }

@@ -17,7 +17,7 @@ use bytes::Bytes;
 use crossbeam_queue::ArrayQueue;
 
 /// Alignment of pool buffers of at least this size, bytes: what `O_DIRECT` and DMA engines ask for.
-pub const PAGE: usize = 4096;
+const PAGE: usize = 4096;
 
 /// Owned memory at an aligned address that does not change while the value is moved about.
 pub struct AlignedBuf {

@@ -41,6 +41,8 @@ pub(crate) struct ConnCore {
     pub(crate) accepted: Option<(Connection, Arc<ListenerShared>)>,
     /// Control frames that are sent when the connection is served next.
     pub(crate) controls: Vec<(FrameHeader, Bytes)>,
+    /// What the stall watchdog saw last.
+    pub(crate) progress: super::stall::Progress,
     /// It is in `Io::ready` already.
     pub(crate) is_ready: bool,
 }
@@ -122,6 +124,7 @@ impl ConnCore {
             timer: None,
             accepted: None,
             controls: Vec::new(),
+            progress: super::stall::Progress::default(),
             is_ready: false,
         }
     }

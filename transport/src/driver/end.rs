@@ -120,6 +120,7 @@ impl Conn {
 
     /// Looks at the clock.
     fn on_time(&mut self, io: &mut Io) -> Result<()> {
+        self.core.watch(&mut self.link);
         self.core.session.life.on_timeout(io.now);
         if self.is_paused() {
             // Its answers wait behind the body that waits here: that it is silent says nothing.

@@ -265,6 +265,14 @@ impl Backend for MemLink {
         self.numbering.count()
     }
 
+    fn waits_for_credit(&self) -> bool {
+        self.numbering.is_stalled()
+    }
+
+    fn waits_for_pool(&self) -> bool {
+        self.no_room.is_some()
+    }
+
     fn fetch(&mut self, core: &mut ConnCore, io: &mut Io, id: PendingId, mut reply: FetchReply) -> Result<()> {
         match self.held.take() {
             Some((held, body)) if held == id => {

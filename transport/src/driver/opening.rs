@@ -343,7 +343,9 @@ impl Opening {
     }
 
     fn on_hello(&mut self, core: &mut ConnCore, io: &mut Io, hello: &ClientHello) -> Result<Step> {
-        let policy = if hello.want == Want::Tcp { Policy::TcpOnly } else { self.policy };
+        // A client that wants TCP is no reason to start UCX, unless it is to be turned away.
+        let tcp = hello.want == Want::Tcp && self.policy != Policy::UcxRequired;
+        let policy = if tcp { Policy::TcpOnly } else { self.policy };
         let local = local(core, io, policy);
         let terms = Terms::from(hello);
         match negotiate::answer(&local, hello) {

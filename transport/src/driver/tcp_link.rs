@@ -240,6 +240,14 @@ impl Backend for TcpLink {
         lock(&self.half).numbering.count()
     }
 
+    fn waits_for_credit(&self) -> bool {
+        lock(&self.half).numbering.is_stalled()
+    }
+
+    fn waits_for_pool(&self) -> bool {
+        matches!(self.waiting, Some(Waiting::Quota(_)))
+    }
+
     fn fetch(&mut self, core: &mut ConnCore, io: &mut Io, id: PendingId, reply: FetchReply) -> Result<()> {
         match self.waiting {
             Some(Waiting::Application(waiting)) if waiting == id => {}

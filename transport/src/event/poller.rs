@@ -71,12 +71,6 @@ impl Poller {
         self.poll.registry().register(&mut SourceFd(&fd), key.token(), interest)
     }
 
-    /// Changes the key under which a descriptor reports; conditions that hold now make a new edge.
-    pub(crate) fn rekey(&self, fd: &impl AsRawFd, key: Key) -> io::Result<()> {
-        let interest = Interest::READABLE | Interest::WRITABLE;
-        self.poll.registry().reregister(&mut SourceFd(&fd.as_raw_fd()), key.token(), interest)
-    }
-
     /// Stops watching.
     pub(crate) fn remove(&self, fd: &impl AsRawFd) {
         // A descriptor that is closed already is gone from the set too.

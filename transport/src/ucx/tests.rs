@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The process that a scenario runs in.
 #[test]
-#[ignore = "started by the other tests, in a process with UCX settings of its own"]
+#[ignore = "needs UCRPC_TEST_UCX_SCENARIO: the other tests start it, in processes with UCX settings of their own"]
 fn child() {
     let name = std::env::var(SCENARIO).expect("only the other tests start this");
     match name.as_str() {
