@@ -12,7 +12,7 @@ use ucrpc_transport::{Frame, SendError};
 use super::calls::{Answer, Entered, MAX_CALLS, Polled};
 use super::conn::Conn;
 use super::lane::{Found, Lane};
-use super::{Channel, Inner};
+use super::Channel;
 use crate::alarm::AlarmEntry;
 use crate::call::{CallOptions, CallStats, MethodName, RawResponse};
 use crate::client::RawCall;
@@ -501,10 +501,6 @@ impl ChannelCall {
     /// The stream that was opened, after the call has ended well.
     pub(super) fn take_stream(&mut self) -> Option<Arc<StreamCore>> {
         self.opened.take()
-    }
-
-    pub(super) fn inner(&self) -> &Arc<Inner> {
-        &self.channel.inner
     }
 }
 

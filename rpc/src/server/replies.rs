@@ -38,6 +38,16 @@ struct Running {
     inherited: Inherited,
     method: Option<Arc<MethodLimit>>,
     core: Arc<Core>,
+    left: Cell<bool>,
+}
+
+impl Running {
+    /// The handler is gone: its place is free, before its caller hears of the end.
+    fn leave(&self) {
+        if !self.left.replace(true) {
+            self.core.admission.leave(self.method.as_ref());
+        }
+    }
 }
 
 impl Drop for Running {
@@ -45,7 +55,7 @@ impl Drop for Running {
         if let Some(future) = self.future.take() {
             handler::discard(future);
         }
-        self.core.admission.leave(self.method.as_ref());
+        self.leave();
     }
 }
 
@@ -215,6 +225,7 @@ impl Replies {
             inherited,
             method,
             core: self.core.clone(),
+            left: Cell::new(false),
         });
         let key = {
             let mut calls = self.calls.borrow_mut();
@@ -250,6 +261,7 @@ impl Replies {
         let running = self.finish(key)?;
         let future = running.future.take();
         future.into_iter().for_each(handler::discard);
+        running.leave();
         if let Some(waker) = running.waker.take() {
             waker.wake();
         }
@@ -298,11 +310,6 @@ impl Replies {
         next
     }
 
-    /// The earliest deadline of a call that runs.
-    pub(super) fn next_deadline(&self) -> Option<Instant> {
-        self.calls.borrow().running.iter().filter_map(|(_, running)| running.deadline).min()
-    }
-
     pub(super) fn is_idle(&self) -> bool {
         self.calls.borrow().running.is_empty() && !self.has_backlog() && self.streams.len() == 0
     }
@@ -322,6 +329,7 @@ impl Running {
             Poll::Ready(result) => {
                 handler::discard(future);
                 replies.finish(key);
+                self.leave();
                 match result {
                     Ok(reply) => replies.reply(self.to, reply),
                     Err(status) => {
