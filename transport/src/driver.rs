@@ -17,6 +17,7 @@ mod receive;
 mod run;
 mod send;
 mod sleep;
+mod stall;
 pub(crate) mod table;
 mod tasks;
 mod tcp_link;
@@ -94,7 +95,7 @@ impl Command {
         let stopped = || Error::new(ErrorKind::Stopped, "the dispatcher has stopped");
         match self {
             Self::Connect { half, .. } => half.shared.finish(stopped()),
-            Self::Fetch { reply, .. } => reply.fail(stopped()),
+            Self::Fetch { mut reply, .. } => reply.fail(stopped()),
             Self::AdoptMem { peer, .. } => peer.answer(Err(stopped())),
             Self::Sleep(state) => state.fire(),
             // Dropping the reply says it.

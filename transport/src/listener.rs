@@ -32,6 +32,7 @@ impl Listener {
         let home = places.first().cloned();
         let home = home.ok_or_else(|| Error::new(ErrorKind::Invalid, "no dispatcher to listen on"))?;
         let options = tcp::SocketOptions::default();
+        let address = &address.clone().with_override()?;
         let (socket, bound) = match address {
             Address::Mem(name) => {
                 let shared = ListenerShared::new(address.clone(), config, places, placement);

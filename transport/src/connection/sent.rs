@@ -29,6 +29,11 @@ impl Completion {
         self.0 = None;
     }
 
+    /// Completes with an error, and lives on without anybody to tell.
+    pub(crate) fn fail(&mut self, error: Error) {
+        self.set(Err(error));
+    }
+
     fn set(&mut self, result: Result<()>) {
         if let Some(state) = self.0.take() {
             let _ = state.result.set(result);

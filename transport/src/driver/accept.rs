@@ -407,7 +407,13 @@ impl Core {
 
     /// The listener answered a `mem://` dial.
     pub(super) fn on_mem_answer(&mut self, key: Key, peer: Result<MemParty>) {
-        let Some(conn) = self.conns.get_mut(key) else { return };
+        let Some(conn) = self.conns.get_mut(key) else {
+            // Given up meanwhile: the other side finds that out when it looks.
+            if let Ok(peer) = peer {
+                peer.shared.announce();
+            }
+            return;
+        };
         let Link::Opening(opening) = &mut conn.link else { return };
         let Stage::Mem(inbox) = &mut opening.stage else { return };
         match (peer, inbox.take()) {

@@ -17,7 +17,7 @@ use super::{
     cm_open::said_nothing,
     receive,
     send::Budget,
-    ucx_link::{MAX_INFLIGHT, SMALL, UcxOp, gather, gather_small, gone},
+    ucx_link::{MAX_INFLIGHT, SMALL, UcxOp, fail_operations, gather, gather_small, gone},
 };
 use crate::{
     Body, Error, ErrorKind, Frame, RecvBuf, Result,
@@ -83,6 +83,8 @@ pub(crate) struct CmLink {
     /// Bytes and number of the transfers under way.
     fetching: (u64, u32),
     excuses: u8,
+    /// The pool had none for the first announced message.
+    no_room: bool,
 }
 
 impl CmLink {
@@ -102,6 +104,7 @@ impl CmLink {
             announced: VecDeque::new(),
             fetching: (0, 0),
             excuses: 0,
+            no_room: false,
         }
     }
 
@@ -293,6 +296,7 @@ impl CmLink {
 
     /// Fetches what the application will have room for.
     fn fetch_announced(&mut self, core: &mut ConnCore, io: &mut Io) -> Result<()> {
+        self.no_room = false;
         while let Some(first) = self.announced.front() {
             let in_turn = first.sn == self.expected;
             // What waits behind the next message in turn must not keep it away.
@@ -308,6 +312,7 @@ impl CmLink {
                 // Others have the quota's memory and can't give it back before this one is here.
                 None if in_turn && self.parked > 0 => RecvBuf::Bytes(BytesMut::zeroed(len)),
                 None => {
+                    self.no_room = true;
                     receive::retry_later(core, io);
                     break;
                 }
@@ -441,14 +446,25 @@ impl Backend for CmLink {
         self.frames
     }
 
-    fn fetch(&mut self, _: &mut ConnCore, _: &mut Io, _: PendingId, reply: FetchReply) -> Result<()> {
+    fn waits_for_credit(&self) -> bool {
+        self.probe.is_some()
+    }
+
+    fn waits_for_pool(&self) -> bool {
+        self.no_room
+    }
+
+    fn fetch(&mut self, _: &mut ConnCore, _: &mut Io, _: PendingId, mut reply: FetchReply) -> Result<()> {
         // No plan is asked here, so nothing is ever set aside.
         reply.fail(Error::new(ErrorKind::Invalid, "no body of this connection waits"));
         Ok(())
     }
 
-    fn close(&mut self, _: &mut ConnCore, io: &mut Io) {
+    fn close(&mut self, core: &mut ConnCore, io: &mut Io) {
         io.close_endpoint(self.ep);
+        if self.inflight > 0 {
+            fail_operations(core, io);
+        }
         self.announced.clear();
         self.order = Reorder::new(1);
     }

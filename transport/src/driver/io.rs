@@ -22,6 +22,10 @@ use crate::{
 /// The dispatcher's shared read buffer, bytes: several of the kernel's largest segments at once.
 const SCRATCH: usize = 256 << 10;
 
+/// How long operations of closed endpoints may take to end before their worker is replaced. They end within microseconds, or
+/// never.
+const STUCK: Duration = Duration::from_millis(100);
+
 /// What stands behind a key of the poller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Source {
@@ -73,6 +77,10 @@ pub(crate) struct Io {
     pub(crate) turns_to_poll: u32,
     /// Sleeps given up in a row because UCX's descriptor was ready and nothing was found.
     pub(crate) useless_edges: u32,
+    /// Times in a row that UCX said busy when it was to be armed, and how many turns had found work by then.
+    pub(crate) busy_arms: (u32, u64),
+    /// Since when the worker has had nothing but operations of closed endpoints.
+    pub(crate) stuck_since: Option<Instant>,
 }
 
 impl Io {
@@ -92,6 +100,8 @@ impl Io {
             edges: Vec::new(),
             turns_to_poll: 0,
             useless_edges: 0,
+            busy_arms: (0, 0),
+            stuck_since: None,
         }
     }
 
@@ -124,6 +134,28 @@ impl Io {
             return Err(failed(format!("watching the worker: {error}")));
         }
         Ok((worker, source))
+    }
+
+    /// Ends a worker whose operations don't end although all its endpoints are closed: only its own end gives their memory back.
+    /// The next connection that needs one makes another.
+    pub(crate) fn replace_stuck_worker(&mut self) {
+        let stuck =
+            !self.ops.is_empty() && matches!(&self.worker, WorkerSlot::Ready { worker, .. } if worker.is_stuck());
+        if !stuck {
+            self.stuck_since = None;
+            return;
+        }
+        let since = *self.stuck_since.get_or_insert(self.now);
+        if self.now.saturating_duration_since(since) < STUCK {
+            return;
+        }
+        if let WorkerSlot::Ready { worker, source } = std::mem::replace(&mut self.worker, WorkerSlot::Unused) {
+            self.poller.remove(&worker.event_fd());
+            self.sources.remove(source);
+            worker.shutdown(self.now);
+        }
+        self.ops.clear();
+        self.stuck_since = None;
     }
 
     /// The worker, if it runs.

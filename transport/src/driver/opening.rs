@@ -10,7 +10,7 @@ use std::{
     hash::{BuildHasher, Hasher, RandomState},
     io,
     net::SocketAddr,
-    sync::{Arc, OnceLock},
+    sync::{Arc, OnceLock, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -28,7 +28,7 @@ use super::{
 use crate::{
     Address, Error, ErrorKind, FallbackReason, Result,
     config::ConnectionConfig,
-    connection::{ConnectionInfo, Transport},
+    connection::{ConnectionInfo, MAX_DELIVERED, Transport},
     event::poller::Key,
     framing::{Detect, Framer},
     proto::{
@@ -136,7 +136,7 @@ pub(super) struct Opened {
 
 /// What this configuration lets a peer send.
 pub(super) fn granted(config: &ConnectionConfig) -> Credit {
-    Credit { messages: config.recv_window_frames.max(1), bytes: config.recv_window_bytes.max(1) }
+    Credit { messages: config.recv_window_frames.clamp(1, MAX_DELIVERED), bytes: config.recv_window_bytes.max(1) }
 }
 
 /// A number for this process that no other has, nor an earlier one under the same address.
@@ -345,7 +345,9 @@ impl Opening {
     }
 
     fn on_hello(&mut self, core: &mut ConnCore, io: &mut Io, hello: &ClientHello) -> Result<Step> {
-        let policy = if hello.want == Want::Tcp { Policy::TcpOnly } else { self.policy };
+        // A client that wants TCP is no reason to start UCX, unless it is to be turned away.
+        let tcp = hello.want == Want::Tcp && self.policy != Policy::UcxRequired;
+        let policy = if tcp { Policy::TcpOnly } else { self.policy };
         let local = local(core, io, policy);
         let terms = Terms::from(hello);
         match negotiate::answer(&local, hello) {
@@ -573,6 +575,9 @@ impl Opening {
     /// Lets go of everything.
     pub(super) fn close(&mut self, io: &mut Io) {
         self.close_endpoint(io);
+        if let Stage::Mem(Some(inbox)) = &self.stage {
+            inbox.gone.store(true, Ordering::Release);
+        }
         if let Some(source) = self.source.take() {
             io.sources.remove(source);
         }

@@ -331,6 +331,7 @@ impl Core {
             worked |= self.poll(Some(Duration::ZERO));
             worked |= self.fire_timers();
             self.io.publish(self.conns.len());
+            self.io.replace_stuck_worker();
         }
         worked |= self.serve_ready();
         while let Some((key, error)) = self.io.doomed.pop() {

@@ -5,6 +5,11 @@ use std::time::Duration;
 use super::io::{Core, Source, WorkerSlot};
 use crate::{event::poller::Key, ucx::Armed};
 
+/// So often in a row, with nothing done in between, a worker may say that it is busy before the thread naps all the same. Over
+/// shared memory it says so while messages wait for room in a peer's queue, which may be long, or for ever if the peer is dead.
+const BUSY_ARMS: u32 = 1000;
+/// How long such a nap is: the most that a message of a busy worker is late.
+const NAP: Duration = Duration::from_millis(1);
 /// A worker's descriptor that stays ready although progress finds nothing is believed this often in a row.
 const USELESS_EDGES: u32 = 3;
 
@@ -60,7 +65,8 @@ impl Core {
             shared.wake.wake_up();
             return None;
         }
-        if !self.arm() {
+        let armed = self.arm();
+        if !armed && self.io.busy_arms.0 < BUSY_ARMS {
             shared.wake.wake_up();
             return None;
         }
@@ -72,10 +78,11 @@ impl Core {
         self.update_clock();
         let detector = shared.config.detector.max(Duration::from_millis(1));
         let timer = self.io.timers.next().map(|at| at.saturating_duration_since(self.io.now));
-        let timeout = timer.map_or(detector, |t| t.min(detector));
+        let longest = if armed { detector } else { NAP };
+        let timeout = timer.map_or(longest, |t| t.min(longest));
         counters.sleeps.add(1);
         self.io.publish(self.conns.len());
-        Some(Asleep { timeout, by_timer: timer.is_some_and(|t| t <= detector) })
+        Some(Asleep { timeout, by_timer: !armed || timer.is_some_and(|t| t <= detector) })
     }
 
     /// Says why the sleep ended, and acts on it. `by_timer` says whose time is over if there are no edges: a timer's or the
@@ -137,10 +144,13 @@ impl Core {
     fn arm(&mut self) -> bool {
         let WorkerSlot::Ready { worker, .. } = &mut self.io.worker else { return true };
         let counters = &self.io.shared.counters;
+        let (busy_arms, work_before) = std::mem::take(&mut self.io.busy_arms);
+        let work = counters.turns_with_work.get();
         match worker.arm() {
             Ok(Armed::Ok) => {}
             Ok(Armed::Busy) => {
                 counters.arm_ucx_busy.add(1);
+                self.io.busy_arms = (if work == work_before { busy_arms.saturating_add(1) } else { 1 }, work);
                 return false;
             }
             Err(error) => {

@@ -363,6 +363,12 @@ impl UcxLink {
     ) -> Result<()> {
         let len = rndv.len() as u64;
         match receive::place(core, io, &head, len)? {
+            // Later bodies must not take what an earlier one waits for: they are delivered behind it anyway, and would
+            // hold the quota until then.
+            Placed::Into(_, BufKind::Bytes) if !self.no_room.is_empty() => {
+                self.no_room.push_back(Waiting { seq, head: Some(head), rndv });
+                Ok(())
+            }
             Placed::Into(buf, kind) => {
                 self.start_fetch(io, rndv, buf, UcxOp::Fetch { connection: core.key, seq, head, kind })
             }
@@ -482,7 +488,7 @@ impl Backend for UcxLink {
             if budget.is_spent() {
                 return Ok(Pumped::More);
             }
-            let Some(out) = self.numbering.next(&mut core.queue, &core.shared) else { break };
+            let Some(out) = self.numbering.next(&mut core.queue, &core.shared)? else { break };
             let len = out.frame.len();
             budget.spend(len);
             self.put(core, io, out, len)?;
@@ -508,6 +514,14 @@ impl Backend for UcxLink {
 
     fn sent(&self) -> u32 {
         self.numbering.count()
+    }
+
+    fn waits_for_credit(&self) -> bool {
+        self.numbering.is_stalled()
+    }
+
+    fn waits_for_pool(&self) -> bool {
+        !self.no_room.is_empty()
     }
 
     fn fetch(&mut self, core: &mut ConnCore, io: &mut Io, id: PendingId, mut reply: FetchReply) -> Result<()> {
@@ -538,8 +552,11 @@ impl Backend for UcxLink {
         }
     }
 
-    fn close(&mut self, _: &mut ConnCore, io: &mut Io) {
+    fn close(&mut self, core: &mut ConnCore, io: &mut Io) {
         io.close_endpoint(self.ep);
+        if self.inflight > 0 || self.fetches > 0 {
+            fail_operations(core, io);
+        }
         io.poller.remove(&*self.stream);
         io.sources.remove(self.source);
         let _ = self.stream.shutdown(std::net::Shutdown::Both);
@@ -547,6 +564,24 @@ impl Backend for UcxLink {
         self.no_room.clear();
         self.headless.clear();
         self.held.clear();
+    }
+}
+
+/// Tells everyone who waits for an operation of this connection that it has ended. The operations keep their memory until
+/// UCX is done with them, which may take long: over shared memory, a dead peer's full queue holds them for ever.
+pub(super) fn fail_operations(core: &ConnCore, io: &mut Io) {
+    let closed = || Error::new(ErrorKind::Closed, "the connection was closed");
+    let end = core.shared.end().cloned().unwrap_or_else(closed);
+    for (_, op) in io.ops.iter_mut().filter(|(_, op)| op.connection() == core.key) {
+        match op {
+            UcxOp::Send { done, .. } => {
+                if let Some(mut done) = done.take() {
+                    done.fail(end.clone());
+                }
+            }
+            UcxOp::FetchFor { reply, .. } => reply.fail(end.clone()),
+            UcxOp::Fetch { .. } | UcxOp::FetchHead { .. } | UcxOp::FetchCm { .. } => {}
+        }
     }
 }
 

@@ -81,6 +81,10 @@ pub(super) struct Listeners {
 }
 
 impl Listeners {
+    pub(super) fn is_empty(&self) -> bool {
+        self.list.iter().all(Option::is_none) && self.waiting.is_empty()
+    }
+
     fn take(&mut self, number: u64) -> Option<Waiting> {
         let at = self.waiting.iter().position(|waiting| waiting.number == number)?;
         Some(self.waiting.swap_remove(at))
