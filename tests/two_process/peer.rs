@@ -1,5 +1,6 @@
 //! The peer program: it takes commands on stdin, one a line, and reports on stdout.
 
+mod late;
 mod occupy;
 
 use std::{
@@ -126,6 +127,7 @@ struct Program {
 
 /// Runs the peer program until stdin ends or it is told to quit.
 pub(crate) fn main() -> ExitCode {
+    late::watch();
     let config = DispatcherConfig { name: "peer".to_owned(), ..DispatcherConfig::default() };
     let dispatcher = Dispatcher::spawn(config).expect("dispatcher");
     let program = Arc::new(Program { dispatcher, next_id: AtomicU64::new(0), senders: Mutex::default() });
@@ -253,11 +255,12 @@ impl Program {
     fn limit_descriptors(&self, words: &Words<'_>) {
         use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
         let more: u64 = words.get("more").expect("a number");
-        let open = std::fs::read_dir("/proc/self/fd").expect("proc").count() as u64;
         let maximum = getrlimit(Resource::Nofile).maximum;
-        let current = if more == 0 { maximum } else { Some(open - 1 + more) };
+        // Reading the folder takes a descriptor, which is counted.
+        let open = || std::fs::read_dir("/proc/self/fd").expect("proc").count() as u64 - 1;
+        let current = if more == 0 { maximum } else { Some(open() + more) };
         setrlimit(Resource::Nofile, Rlimit { current, maximum }).expect("setrlimit");
-        report("fds", &[("open", &open)]);
+        report("fds", &[("more", &more)]);
     }
 
     fn stats(&self) {

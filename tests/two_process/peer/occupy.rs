@@ -212,7 +212,9 @@ fn stream(sender: &Sender, tally: &Tally, tell: &Tell<Sent>) -> Result<()> {
                     break;
                 }
                 Err(SendError::Full(back)) => frame = back,
-                Err(SendError::Closed(_, error) | SendError::TooLarge(_, error) | SendError::Invalid(_, error)) => return Err(error),
+                Err(SendError::Closed(_, error) | SendError::TooLarge(_, error) | SendError::Invalid(_, error)) => {
+                    return Err(error);
+                }
             }
             tally.during("ready", || block_on(sender.ready()))?;
         }

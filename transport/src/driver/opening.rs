@@ -90,7 +90,7 @@ pub(super) enum Stage {
     /// The first message of the peer is awaited: Accept here, a hello (or a foreign protocol) there.
     Greeting,
     /// Both have agreed on UCX; the proof is under way.
-    Proving { ep: EndpointId, terms: Terms, deadline: Instant, started: Instant },
+    Proving { ep: EndpointId, terms: Terms, deadline: Instant, started: Instant, proved: bool },
     /// Our Fallback has gone; the peer's is awaited.
     FallingBack { terms: Terms, reason: FallbackReason },
     /// An endpoint of UCX's connection manager; the peer's hello is awaited.
@@ -331,7 +331,8 @@ impl Opening {
                 self.on_accept(core, io, &accept)
             }
             (Role::Dial, Message::Reject(reject)) => Err(negotiate::reject_error(reject.code, &reject.text)),
-            (Role::Accept, Message::Ready(Ready)) if matches!(self.stage, Stage::Proving { .. }) => {
+            // The client says it when our PROVED has arrived, so its PROVE came before.
+            (Role::Accept, Message::Ready(Ready)) if matches!(self.stage, Stage::Proving { proved: true, .. }) => {
                 Ok(self.open_ucx(core, io, false))
             }
             (_, Message::Fallback(fallback)) => self.on_fallback(core, io, &fallback),
@@ -358,7 +359,7 @@ impl Opening {
                     let key = core.key;
                     let accept = local.accept(hello::Transport::Ucx, None, key.index, key.generation);
                     self.say(&Message::Accept(accept))?;
-                    self.stage = Stage::Proving { ep, terms, deadline: self.deadline, started: io.now };
+                    self.stage = Stage::Proving { ep, terms, deadline: self.deadline, started: io.now, proved: false };
                     Ok(Step::Wait)
                 }
                 Err(reason) if hello.want == Want::Ucx => {
@@ -407,7 +408,7 @@ impl Opening {
 
     fn prove(&mut self, core: &ConnCore, io: &mut Io, ep: EndpointId, terms: Terms) -> Result<Step> {
         let deadline = io.after(core.config.prove_timeout);
-        self.stage = Stage::Proving { ep, terms, deadline, started: io.now };
+        self.stage = Stage::Proving { ep, terms, deadline, started: io.now, proved: false };
         match send_proof(io, ep, terms, Kind::Prove) {
             Ok(()) => Ok(Step::Wait),
             Err(error) => self.on_ucx_failed(io, &error),
@@ -486,10 +487,11 @@ impl Opening {
 
     /// A message came over UCX.
     pub(super) fn on_proof(&mut self, core: &mut ConnCore, io: &mut Io, kind: Kind) -> Result<Step> {
-        let Stage::Proving { ep, terms, .. } = self.stage else {
+        let Stage::Proving { ep, terms, ref mut proved, .. } = self.stage else {
             // UCX was given up here meanwhile; its last messages mean nothing any more.
             return Ok(Step::Wait);
         };
+        *proved |= kind == Kind::Prove;
         match (self.role, kind) {
             (Role::Accept, Kind::Prove) => match send_proof(io, ep, terms, Kind::Proved) {
                 Ok(()) => Ok(Step::Wait),
