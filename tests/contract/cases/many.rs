@@ -13,6 +13,7 @@ use crate::{
 
 pub const CASES: &[Case] = &[
     Case::all("thousand_at_once", thousand_at_once),
+    Case::all("neighbours", neighbours).and_auto(),
     Case::all("cycles", cycles),
     Case::all("aborted_cycles", aborted_cycles),
 ];
@@ -165,4 +166,49 @@ fn aborted_cycles(bed: &Bed) {
         block_on(client.closed());
         block_on(server.closed());
     });
+}
+
+/// Connections that were opened at the same time have nothing to do with each other: the end of some leaves the others.
+fn neighbours(bed: &Bed) {
+    let config = ConnectionConfig::default();
+    let mut listener = bed.listen_as(&config);
+    for round in 0..4_u32 {
+        let dialled: Vec<_> =
+            (0..20).map(|_| bed.client.connect(listener.local_address(), config.clone()).into_connection()).collect();
+        let mut pairs = Vec::new();
+        for (i, client) in dialled.into_iter().enumerate() {
+            client.send(numbered(i as u32, round, 8, 0)).unwrap();
+            pairs.push((client, None));
+        }
+        for _ in 0..pairs.len() {
+            let mut server = listener.accept_blocking().unwrap();
+            let (i, _) = check_numbered(server.recv_blocking().unwrap());
+            pairs[i as usize].1 = Some(server);
+        }
+        // Large bodies first, so that each side knows all of the other that it ever will.
+        for (i, (client, server)) in pairs.iter_mut().enumerate() {
+            let server = server.as_mut().unwrap();
+            client.send(numbered(i as u32, 1000, 8, 400_000)).unwrap();
+            assert_eq!(check_numbered(server.recv_blocking().unwrap()), (i as u32, 1000));
+            server.send(numbered(i as u32, 2000, 8, 400_000)).unwrap();
+            assert_eq!(check_numbered(client.recv_blocking().unwrap()), (i as u32, 2000));
+        }
+        let survivors = pairs.split_off(10);
+        for (i, (client, server)) in pairs.into_iter().enumerate() {
+            match i % 3 {
+                0 => client.abort(),
+                1 => server.as_ref().unwrap().abort(),
+                _ => block_on(client.close()).unwrap(),
+            }
+        }
+        // Longer than UCX and we take to look after a peer.
+        thread::sleep(Duration::from_millis(1500));
+        for (i, (mut client, server)) in survivors.into_iter().enumerate() {
+            let (i, mut server) = (i as u32 + 10, server.unwrap());
+            client.send(numbered(i, 1, 8, 400_000)).unwrap();
+            assert_eq!(check_numbered(server.recv_blocking().unwrap()), (i, 1));
+            server.send(numbered(i, 2, 8, 400_000)).unwrap();
+            assert_eq!(check_numbered(client.recv_blocking().unwrap()), (i, 2));
+        }
+    }
 }

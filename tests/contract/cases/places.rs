@@ -81,7 +81,7 @@ fn policy_switched(bed: &Bed) {
                 thread::sleep(Duration::from_micros(300));
             }
         });
-        ping_pong(&mut client, &mut server, 600);
+        ping_pong(&mut client, &mut server, 300);
         done.store(true, Ordering::SeqCst);
     });
 }
@@ -102,7 +102,7 @@ fn local_client(bed: &Bed) {
     for policy in [WaitPolicy::Busy, ADAPTIVE, WaitPolicy::Event] {
         dispatcher.set_wait_policy(policy);
         local.block_on(async {
-            for i in 0..300 {
+            for i in 0..150 {
                 let body = [0, 300, 20_000, 300_000][i as usize % 4];
                 client.send(numbered(0, i, 8, body)).unwrap();
                 assert_eq!(check_numbered(client.recv().await.unwrap()), (0, i));
@@ -139,7 +139,7 @@ fn local_tasks(bed: &Bed) {
     let (tell, hear) = std::sync::mpsc::channel();
     bed.client.spawn_task(move || async move {
         let sender = client.sender();
-        let count = 1000;
+        let count = 400;
         spawn_local(async move {
             for i in 0..count {
                 sender.send_wait(numbered(0, i, 8, [0, 300, 20_000, 300_000][i as usize % 4])).await.unwrap();

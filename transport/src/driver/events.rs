@@ -83,7 +83,7 @@ impl Core {
                 core.shared.reader.wake();
                 result
             }
-            Kind::Head => link.on_head(core, io, header.seq, data),
+            Kind::Head => link.on_head_message(core, io, header.seq, data),
             // A repeated proof is harmless: the peer opened on the strength of ours.
             Kind::Prove | Kind::Proved => Ok(()),
             _ => receive::control(core, io, &mut **link, &header, &data),

@@ -210,6 +210,10 @@ impl Io {
         counters.sources.set(self.sources.len() as u64);
         counters.timers.set(self.timers.len() as u64);
         counters.ucx_inflight.set(self.ops.len() as u64);
+        if !matches!(self.worker, WorkerSlot::Ready { .. }) {
+            counters.ucx_held.set(0);
+            counters.ucx_endpoints.set(0);
+        }
         if let WorkerSlot::Ready { worker, .. } = &self.worker {
             let inside = worker.inflight();
             counters.ucx_held.set(inside.held_descriptors as u64);

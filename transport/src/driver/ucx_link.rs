@@ -72,11 +72,18 @@ impl UcxOp {
     }
 }
 
-/// A rendezvous that waits: for its head, for the pool's quota, or for the application.
+/// A rendezvous that waits for the pool's quota.
 struct Waiting {
     seq: u32,
-    head: Option<Bytes>,
+    head: Bytes,
     rndv: Rendezvous,
+}
+
+/// A body whose head is still being fetched.
+struct Headless {
+    seq: u32,
+    head_len: usize,
+    body: Held,
 }
 
 /// The UCX backend's side of a connection.
@@ -95,8 +102,10 @@ pub(crate) struct UcxLink {
     rendezvous_from: u64,
     /// Rendezvous whose bodies found no place yet, oldest first.
     no_room: VecDeque<Waiting>,
-    /// Rendezvous whose heads are still being fetched.
-    headless: Vec<Waiting>,
+    /// Bodies that overtook their heads.
+    headless: Vec<Headless>,
+    /// Bytes of heads that are ahead of their bodies, fetched or being fetched.
+    early_heads: u64,
     /// Bodies that the application decides about.
     held: Vec<(PendingId, Held)>,
 }
@@ -128,6 +137,7 @@ impl UcxLink {
             rendezvous_from,
             no_room: VecDeque::new(),
             headless: Vec::new(),
+            early_heads: 0,
             held: Vec::new(),
         }
     }
@@ -280,35 +290,45 @@ impl UcxLink {
             }
             HeadPlace::InHeader => (Bytes::copy_from_slice(inline), payload),
             HeadPlace::Before => {
-                let Some(head) = take_head(core, header.seq) else {
-                    return Err(Error::new(ErrorKind::Protocol, "a body whose head did not come before it"));
+                check_head(core, head_len)?;
+                receive::admit(core, (head_len + payload.len()) as u64)?;
+                // A head by rendezvous may still be on its way when its eager body is here.
+                return match self.take_head(core, header.seq, head_len)? {
+                    Some(head) => self.on_whole(core, io, header.seq, head, payload),
+                    None => {
+                        self.headless.push(Headless { seq: header.seq, head_len, body: Held::Here(payload) });
+                        Ok(())
+                    }
                 };
-                (head, payload)
             }
         };
         check_head(core, head.len())?;
         receive::admit(core, (head.len() + body.len()) as u64)?;
+        self.on_whole(core, io, header.seq, head, body)
+    }
+
+    /// Head and body are here, and accounted for.
+    #[inline]
+    fn on_whole(&mut self, core: &mut ConnCore, io: &mut Io, seq: u32, head: Bytes, body: Bytes) -> Result<()> {
         if body.is_empty() || core.config.planner.is_none() {
-            return deliver(core, header.seq, Frame { head, body: body.into() });
+            return deliver(core, seq, Frame { head, body: body.into() });
         }
         match receive::place(core, io, &head, body.len() as u64)? {
             Placed::Into(buf, BufKind::Own) => {
                 let mut buf = buf;
                 buf.as_mut_slice().copy_from_slice(&body);
-                deliver(core, header.seq, Frame { head, body: Body::Buf(buf) })
+                deliver(core, seq, Frame { head, body: Body::Buf(buf) })
             }
             // It is in memory already: a pool buffer would only be a copy.
-            Placed::Into(_, BufKind::Bytes) | Placed::NoRoom => {
-                deliver(core, header.seq, Frame { head, body: body.into() })
-            }
+            Placed::Into(_, BufKind::Bytes) | Placed::NoRoom => deliver(core, seq, Frame { head, body: body.into() }),
             Placed::Later => {
                 let len = body.len() as u64;
-                self.hold(core, header.seq, head, len, Held::Here(body))
+                self.hold(core, seq, head, len, Held::Here(body))
             }
             Placed::Refuse(text) => {
                 let len = (head.len() + body.len()) as u64;
-                receive::note_refusal(core, io, header.seq, len, &text);
-                skip(core, header.seq)
+                receive::note_refusal(core, io, seq, len, &text);
+                skip(core, seq)
             }
         }
     }
@@ -326,9 +346,11 @@ impl UcxLink {
         core.shared.counters.rendezvous_received.add(1);
         if header.kind == Kind::Head || header.head_len.is_none() {
             let whole = header.kind == Kind::Data;
-            check_head(core, rndv.len())?;
             if whole {
+                check_head(core, rndv.len())?;
                 receive::admit(core, rndv.len() as u64)?;
+            } else {
+                self.admit_head(core, rndv.len())?;
             }
             // Heads are bounded by `max_head` and by the window; they don't come out of the pool's quota.
             let buf = RecvBuf::Bytes(BytesMut::zeroed(rndv.len()));
@@ -339,10 +361,10 @@ impl UcxLink {
         receive::admit(core, head_len as u64 + rndv.len() as u64)?;
         let head = match header.place {
             HeadPlace::InHeader => Bytes::copy_from_slice(inline),
-            HeadPlace::Before => match take_head(core, seq) {
+            HeadPlace::Before => match self.take_head(core, seq, head_len)? {
                 Some(head) => head,
                 None => {
-                    self.headless.push(Waiting { seq, head: None, rndv });
+                    self.headless.push(Headless { seq, head_len, body: Held::Rendezvous(rndv) });
                     return Ok(());
                 }
             },
@@ -366,7 +388,7 @@ impl UcxLink {
             // Later bodies must not take what an earlier one waits for: they are delivered behind it anyway, and would
             // hold the quota until then.
             Placed::Into(_, BufKind::Bytes) if !self.no_room.is_empty() => {
-                self.no_room.push_back(Waiting { seq, head: Some(head), rndv });
+                self.no_room.push_back(Waiting { seq, head, rndv });
                 Ok(())
             }
             Placed::Into(buf, kind) => {
@@ -381,7 +403,7 @@ impl UcxLink {
                 skip(core, seq)
             }
             Placed::NoRoom => {
-                self.no_room.push_back(Waiting { seq, head: Some(head), rndv });
+                self.no_room.push_back(Waiting { seq, head, rndv });
                 receive::retry_later(core, io);
                 Ok(())
             }
@@ -417,7 +439,7 @@ impl UcxLink {
         while let Some(waiting) = self.no_room.pop_front() {
             match receive::pool_buf(io, waiting.rndv.len() as u64) {
                 Some(buf) => {
-                    let (seq, head) = (waiting.seq, waiting.head.unwrap_or_default());
+                    let (seq, head) = (waiting.seq, waiting.head);
                     let op = UcxOp::Fetch { connection: core.key, seq, head, kind: BufKind::Bytes };
                     self.start_fetch(io, waiting.rndv, buf, op)?;
                 }
@@ -465,12 +487,47 @@ impl UcxLink {
         }
     }
 
-    /// A head that was sent before its body.
-    pub(super) fn on_head(&mut self, core: &mut ConnCore, io: &mut Io, seq: u32, head: Bytes) -> Result<()> {
-        check_head(core, head.len())?;
+    /// A head that was sent before its body, and came whole.
+    pub(super) fn on_head_message(&mut self, core: &mut ConnCore, io: &mut Io, seq: u32, head: Bytes) -> Result<()> {
+        self.admit_head(core, head.len())?;
+        self.on_head(core, io, seq, head)
+    }
+
+    /// Checks a head that comes before its body, before memory is taken for it. Its credit is counted with the body's;
+    /// until then a peer that keeps to its window can't have more ahead than this.
+    fn admit_head(&mut self, core: &ConnCore, len: usize) -> Result<()> {
+        check_head(core, len)?;
+        self.early_heads += len as u64;
+        if self.early_heads > core.config.recv_window_bytes.saturating_add(core.config.max_head.into()) {
+            return Err(Error::new(ErrorKind::Protocol, "more bytes of heads without bodies than the window has"));
+        }
+        Ok(())
+    }
+
+    /// The head that came before its body, if it is here.
+    fn take_head(&mut self, core: &mut ConnCore, seq: u32, len: usize) -> Result<Option<Bytes>> {
+        let Some(index) = core.session.heads.iter().position(|(number, _)| *number == seq) else { return Ok(None) };
+        let head = core.session.heads.remove(index).map(|(_, head)| head).unwrap_or_default();
+        self.match_head(&head, len)?;
+        Ok(Some(head))
+    }
+
+    fn match_head(&mut self, head: &Bytes, len: usize) -> Result<()> {
+        self.early_heads -= head.len() as u64;
+        if head.len() == len {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Protocol, format!("a head of {} bytes was announced with {len}", head.len())))
+    }
+
+    fn on_head(&mut self, core: &mut ConnCore, io: &mut Io, seq: u32, head: Bytes) -> Result<()> {
         if let Some(index) = self.headless.iter().position(|w| w.seq == seq) {
-            let waiting = self.headless.swap_remove(index);
-            return self.receive_body(core, io, seq, head, waiting.rndv);
+            let Headless { head_len, body, .. } = self.headless.swap_remove(index);
+            self.match_head(&head, head_len)?;
+            return match body {
+                Held::Rendezvous(rndv) => self.receive_body(core, io, seq, head, rndv),
+                Held::Here(body) => self.on_whole(core, io, seq, head, body),
+            };
         }
         if core.session.heads.len() >= core.config.recv_window_frames as usize {
             return Err(Error::new(ErrorKind::Protocol, "more heads than the window has frames"));
@@ -663,11 +720,6 @@ fn drain(core: &mut ConnCore) {
     while let Some(frame) = core.session.order.pop() {
         core.hand_over(frame);
     }
-}
-
-fn take_head(core: &mut ConnCore, seq: u32) -> Option<Bytes> {
-    let index = core.session.heads.iter().position(|(number, _)| *number == seq)?;
-    core.session.heads.remove(index).map(|(_, head)| head)
 }
 
 fn check_head(core: &ConnCore, len: usize) -> Result<()> {
