@@ -166,6 +166,8 @@ impl Dispatcher {
 
     /// Listens. One TCP port serves `tcp://`, `ucx://` and `auto://` clients; `tcp://` addresses don't offer UCX.
     ///
+    /// For `ucx+cm://` the dispatcher's thread makes the listener, and this call waits for it, at most 10 s.
+    ///
     /// # Errors
     /// If the address can't be bound, at once.
     pub fn listen(&self, address: &Address, config: ListenConfig) -> Result<Listener> {
@@ -311,7 +313,7 @@ impl Dispatchers {
         self.placement.choose(&self.all, &self.turn).connect(address, config)
     }
 
-    /// Listens on the first dispatcher; accepted connections go where the placement says.
+    /// Listens on the first dispatcher; accepted connections go where the placement says, those of `ucx+cm://` stay with it.
     ///
     /// # Errors
     /// As [`Dispatcher::listen`].

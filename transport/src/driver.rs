@@ -4,6 +4,7 @@
 //! thread, through [`send_at_once`].
 
 mod accept;
+mod cm_frames;
 mod cm_link;
 mod cm_open;
 mod conn;

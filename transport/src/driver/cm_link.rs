@@ -14,17 +14,16 @@ use bytes::{Bytes, BytesMut};
 
 use super::{
     ConnCore, Io, Pumped,
+    cm_frames::{deliver, join},
     cm_open::said_nothing,
     receive,
     send::Budget,
-    ucx_link::{MAX_INFLIGHT, SMALL, UcxOp, fail_operations, gather, gather_small, gone},
+    ucx_link::{MAX_INFLIGHT, SMALL, UcxOp, fail_operations, gather_small, gone},
 };
 use crate::{
-    Body, Error, ErrorKind, Frame, RecvBuf, Result,
+    Error, ErrorKind, RecvBuf, Result,
     backend::Backend,
     connection::{Completion, Outgoing},
-    framing::{Cut, Framer},
-    memory::Purpose,
     plan::{FetchReply, PendingId},
     proto::{
         control,
@@ -32,7 +31,7 @@ use crate::{
         header::{Credit, FrameHeader, Kind},
         order::Reorder,
     },
-    ucx::{EndpointId, Mode, Payload, Rendezvous, Sent},
+    ucx::{EndpointId, Mode, Rendezvous, Sent},
 };
 
 /// The content of the ping with which this side closes.
@@ -83,6 +82,8 @@ pub(crate) struct CmLink {
     /// Bytes and number of the transfers under way.
     fetching: (u64, u32),
     excuses: u8,
+    /// The pool had none for the first announced message.
+    no_room: bool,
 }
 
 impl CmLink {
@@ -102,6 +103,7 @@ impl CmLink {
             announced: VecDeque::new(),
             fetching: (0, 0),
             excuses: 0,
+            no_room: false,
         }
     }
 
@@ -293,6 +295,7 @@ impl CmLink {
 
     /// Fetches what the application will have room for.
     fn fetch_announced(&mut self, core: &mut ConnCore, io: &mut Io) -> Result<()> {
+        self.no_room = false;
         while let Some(first) = self.announced.front() {
             let in_turn = first.sn == self.expected;
             // What waits behind the next message in turn must not keep it away.
@@ -308,6 +311,7 @@ impl CmLink {
                 // Others have the quota's memory and can't give it back before this one is here.
                 None if in_turn && self.parked > 0 => RecvBuf::Bytes(BytesMut::zeroed(len)),
                 None => {
+                    self.no_room = true;
                     receive::retry_later(core, io);
                     break;
                 }
@@ -441,24 +445,25 @@ impl Backend for CmLink {
         self.frames
     }
 
+    fn waits_for_credit(&self) -> bool {
+        self.probe.is_some()
+    }
+
+    fn waits_for_pool(&self) -> bool {
+        self.no_room
+    }
+
     fn fetch(&mut self, _: &mut ConnCore, _: &mut Io, _: PendingId, mut reply: FetchReply) -> Result<()> {
         // No plan is asked here, so nothing is ever set aside.
         reply.fail(Error::new(ErrorKind::Invalid, "no body of this connection waits"));
         Ok(())
     }
 
-    fn waits_for_credit(&self) -> bool {
-        // This wire has none.
-        false
-    }
-
-    fn waits_for_pool(&self) -> bool {
-        !self.announced.is_empty()
-    }
-
     fn close(&mut self, core: &mut ConnCore, io: &mut Io) {
         io.close_endpoint(self.ep);
-        fail_operations(core, io);
+        if self.inflight > 0 {
+            fail_operations(core, io);
+        }
         self.announced.clear();
         self.order = Reorder::new(1);
     }
@@ -470,116 +475,4 @@ fn check_len(core: &ConnCore, len: u64) -> Result<()> {
     }
     let text = format!("the peer sent a message of {len} bytes, max_message is {}", core.config.max_message);
     Err(Error::new(ErrorKind::Limit, text))
-}
-
-/// Passes a message's content on: whole, or cut into its frames.
-fn deliver(core: &mut ConnCore, content: Bytes) -> Result<()> {
-    let Some(framer) = core.config.framer.clone() else {
-        core.hand_over(Frame { head: content, body: Body::Empty });
-        return Ok(());
-    };
-    let mut rest = content;
-    while !rest.is_empty() {
-        let frame = cut(&*framer, &mut rest, core.config.max_head)?;
-        core.hand_over(frame);
-    }
-    Ok(())
-}
-
-/// Cuts the first frame off. A message holds whole frames only.
-fn cut(framer: &dyn Framer, rest: &mut Bytes, max_head: u32) -> Result<Frame> {
-    let (head, body) = match framer.cut(rest) {
-        Cut::Frame { head, body } => (head, body),
-        Cut::Bad(text) => return Err(Error::new(ErrorKind::Protocol, text)),
-        Cut::NeedMore(_) => return Err(partial(framer, rest.len())),
-    };
-    if head > max_head as usize {
-        let text = format!("the peer sent a head of {head} bytes, max_head is {max_head}");
-        return Err(Error::new(ErrorKind::Limit, text));
-    }
-    let left = rest.len().checked_sub(head).filter(|_| head > 0);
-    match (left, usize::try_from(body)) {
-        (Some(left), Ok(body)) if body <= left => {
-            let head = rest.split_to(head);
-            Ok(Frame { head, body: rest.split_to(body).into() })
-        }
-        _ => Err(partial(framer, rest.len())),
-    }
-}
-
-#[cold]
-fn partial(framer: &dyn Framer, len: usize) -> Error {
-    Error::new(ErrorKind::Protocol, format!("a message ends in {len} bytes that are no whole {} frame", framer.name()))
-}
-
-/// A frame in one piece.
-fn join(io: &Io, frame: Frame) -> Result<Payload> {
-    let Frame { head, body } = frame;
-    if head.is_empty() {
-        return gather(io, body);
-    }
-    let segments = match body {
-        Body::Empty => return Ok(Payload::Bytes(head)),
-        Body::Bytes(bytes) => vec![head, bytes],
-        Body::Segments(segments) => std::iter::once(head).chain(segments).collect(),
-        Body::Buf(buf) => {
-            let (head_len, total) = (head.len(), head.len() + buf.len());
-            let mut joined = match io.shared.pool.get(total, Purpose::Send) {
-                Ok(pooled) => RecvBuf::Pool(pooled),
-                Err(_) => RecvBuf::Bytes(BytesMut::zeroed(total)),
-            };
-            joined.as_mut_slice()[..head_len].copy_from_slice(&head);
-            joined.as_mut_slice()[head_len..].copy_from_slice(buf.as_slice());
-            return gather(io, Body::Buf(joined));
-        }
-        pending @ Body::Pending(_) => return gather(io, pending),
-    };
-    gather(io, Body::Segments(segments))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::framing::Detect;
-
-    /// Frames of two length bytes, head and body.
-    struct Lengths;
-
-    impl Framer for Lengths {
-        fn name(&self) -> &'static str {
-            "lengths"
-        }
-
-        fn detect(&self, _: &[u8]) -> Detect {
-            Detect::Yes
-        }
-
-        fn cut(&self, bytes: &[u8]) -> Cut {
-            match bytes {
-                [] | [_] => Cut::NeedMore(2),
-                [255, ..] => Cut::Bad("255".into()),
-                [head, body, ..] => Cut::Frame { head: usize::from(*head), body: u64::from(*body) },
-            }
-        }
-    }
-
-    #[test]
-    fn messages_hold_whole_frames_only() {
-        let mut rest = Bytes::from_static(&[3, 1, 7, 8, 2, 0]);
-        let first = cut(&Lengths, &mut rest, 10).unwrap();
-        assert_eq!((&first.head[..], first.body.into_bytes().unwrap()), (&[3, 1, 7][..], Bytes::from_static(&[8])));
-        let second = cut(&Lengths, &mut rest, 10).unwrap();
-        assert_eq!((&second.head[..], second.body.is_empty(), rest.is_empty()), (&[2, 0][..], true, true));
-        for (bytes, kind) in [
-            (&[9][..], ErrorKind::Protocol),
-            (&[2, 1], ErrorKind::Protocol),
-            (&[4, 0, 1], ErrorKind::Protocol),
-            (&[0, 0, 1], ErrorKind::Protocol),
-            (&[255, 0], ErrorKind::Protocol),
-            (&[11, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], ErrorKind::Limit),
-        ] {
-            let error = cut(&Lengths, &mut Bytes::copy_from_slice(bytes), 10).unwrap_err();
-            assert_eq!(error.kind(), kind, "{bytes:?}: {error}");
-        }
-    }
 }

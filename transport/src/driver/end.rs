@@ -45,6 +45,7 @@ impl Conn {
         core.session.peer_interval = peer_interval;
         core.session.said = io.now;
         core.session.recv = native.then(|| RecvCredit::new(granted(&core.config)));
+        // Curve's wire has pings, whatever its frames are.
         if (!native && !matches!(link, Link::Cm(_))) || matches!(link, Link::Mem(_)) {
             // Nobody there answers our pings, or nobody there can be gone without its end being seen.
             core.session.liveness = None;
@@ -122,15 +123,15 @@ impl Conn {
     fn on_time(&mut self, io: &mut Io) -> Result<()> {
         self.core.watch(&mut self.link);
         self.core.session.life.on_timeout(io.now);
-        if self.is_paused() {
-            // Its answers wait behind the body that waits here: that it is silent says nothing.
-            self.core.heard(io.now);
-            self.core.reassure(io);
-        }
         if let Link::Cm(link) = &mut self.link
             && link.excuses_silence()
         {
             self.core.heard(io.now);
+        }
+        if self.is_paused() {
+            // Its answers wait behind the body that waits here: that it is silent says nothing.
+            self.core.heard(io.now);
+            self.core.reassure(io);
         }
         let action = self.core.session.liveness.as_mut().and_then(|l| l.poll(io.now));
         match action {
