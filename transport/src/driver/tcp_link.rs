@@ -77,9 +77,7 @@ impl TcpLink {
             return Err(outgoing);
         }
         count_sent(&core.shared, len);
-        half.put(outgoing, core.credit_due(Urgency::Piggyback));
-        let mut budget = usize::MAX;
-        Ok(half.flush(&mut budget).map(drop))
+        Ok(half.send_now(outgoing, core.credit_due(Urgency::Piggyback)).map(drop))
     }
 
     /// Reads until the socket is empty or the turn's budget is spent.
