@@ -68,7 +68,9 @@ pub(crate) struct Io {
     /// Connections that are to be ended, because it was found out where they can't be.
     pub(crate) doomed: Vec<(Key, Error)>,
     pub(crate) edges: Vec<Edge>,
+    /// Turns until the sockets are looked at again, and how many it will be next.
     pub(crate) turns_to_poll: u32,
+    pub(crate) poll_distance: u32,
     /// Sleeps given up in a row because UCX's descriptor was ready and nothing was found.
     pub(crate) useless_edges: u32,
 }
@@ -88,6 +90,7 @@ impl Io {
             doomed: Vec::new(),
             edges: Vec::new(),
             turns_to_poll: 0,
+            poll_distance: 1,
             useless_edges: 0,
         }
     }
