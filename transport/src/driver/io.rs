@@ -45,6 +45,13 @@ pub(crate) enum Timer {
     Sleep(Arc<SleepState>),
 }
 
+/// A stream connection that was read lately.
+pub(crate) struct Hot {
+    pub(crate) key: Key,
+    /// Turns since it had something.
+    pub(crate) idle: u32,
+}
+
 /// The UCX worker, made when the first connection needs it.
 pub(crate) enum WorkerSlot {
     Unused,
@@ -71,6 +78,8 @@ pub(crate) struct Io {
     /// Turns until the sockets are looked at again, and how many it will be next.
     pub(crate) turns_to_poll: u32,
     pub(crate) poll_distance: u32,
+    /// Stream connections that are read in each turn.
+    pub(crate) hot: Vec<Hot>,
     /// Sleeps given up in a row because UCX's descriptor was ready and nothing was found.
     pub(crate) useless_edges: u32,
 }
@@ -91,6 +100,7 @@ impl Io {
             edges: Vec::new(),
             turns_to_poll: 0,
             poll_distance: 1,
+            hot: Vec::new(),
             useless_edges: 0,
         }
     }

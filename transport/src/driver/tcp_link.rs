@@ -80,24 +80,25 @@ impl TcpLink {
         Ok(half.send_now(outgoing, core.credit_due(Urgency::Piggyback)).map(drop))
     }
 
-    /// Reads until the socket is empty or the turn's budget is spent.
-    pub(super) fn read(&mut self, core: &mut ConnCore, io: &mut Io) -> Result<()> {
+    /// Reads until the socket is empty or the turn's budget is spent; whether there was anything.
+    pub(super) fn read(&mut self, core: &mut ConnCore, io: &mut Io) -> Result<bool> {
         self.unread = true;
         self.read_again(core, io)
     }
 
-    /// Goes on reading, if something stopped it before the socket was empty.
-    pub(super) fn read_again(&mut self, core: &mut ConnCore, io: &mut Io) -> Result<()> {
+    /// Goes on reading, if something stopped it before the socket was empty; whether there was anything.
+    pub(super) fn read_again(&mut self, core: &mut ConnCore, io: &mut Io) -> Result<bool> {
         self.retry_quota(core, io);
         if !self.unread || self.waiting.is_some() || self.eof {
-            return Ok(());
+            return Ok(false);
         }
         if !self.native && core.deliver.bytes() >= core.config.recv_window_bytes {
             self.throttled = true;
-            return Ok(());
+            return Ok(false);
         }
         self.throttled = false;
-        let mut budget = io.shared.config.turn_bytes.max(1);
+        let all = io.shared.config.turn_bytes.max(1);
+        let mut budget = all;
         let mut scratch = std::mem::take(&mut io.scratch);
         let before = core.shared.counters.frames_received.get();
         let mut sink = StreamSink {
@@ -114,8 +115,11 @@ impl TcpLink {
         if core.shared.counters.frames_received.get() != before {
             core.shared.reader.wake();
         }
-        core.heard(io.now);
-        core.reassure(io);
+        let heard = budget < all;
+        if heard {
+            core.heard(io.now);
+            core.reassure(io);
+        }
         if let Some(credit) = granted {
             lock(&self.half).numbering.give(credit)?;
             core.make_ready(io);
@@ -127,9 +131,12 @@ impl TcpLink {
             ReadEnd::Drained => self.unread = false,
             ReadEnd::Budget => core.make_ready(io),
             ReadEnd::Paused => {}
-            ReadEnd::Eof { mid_frame } => self.on_eof(mid_frame)?,
+            ReadEnd::Eof { mid_frame } => {
+                self.on_eof(mid_frame)?;
+                return Ok(true);
+            }
         }
-        Ok(())
+        Ok(heard)
     }
 
     fn on_eof(&mut self, mid_frame: bool) -> Result<()> {
