@@ -24,7 +24,7 @@ const CONNECTIONS: [ConnectionType; 3] =
     [ConnectionType::Shared(1), ConnectionType::Shared(3), ConnectionType::Pooled(3)];
 
 /// Runs `check` with each kind of connection and each way that handlers run.
-fn everywhere(bed: &Bed, check: impl Fn(&EchoClient<ucrpc::Channel>, &Server)) {
+fn everywhere(bed: &Bed, check: impl Fn(&EchoClient, &Server)) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build().unwrap();
     for way in [Way::Inline, Way::Local, Way::Tokio] {
         let (service, seen) = Service::new(way);
