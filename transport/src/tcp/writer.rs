@@ -278,7 +278,7 @@ impl Queue {
         }
     }
 
-    /// Drops the first `sent` bytes, in the order in which [`Queue::write`] offers them; returns how many frames ended.
+    /// Drops the first `sent` bytes, in the order in which [`Queue::write`] offers them; returns how many data frames ended.
     fn consume(&mut self, mut sent: usize) -> u64 {
         let mut ended = 0;
         while sent > 0 {
@@ -287,7 +287,7 @@ impl Queue {
             let (taken, end) = self.lane(name).consume(sent);
             sent -= taken;
             self.begun = if end { None } else { Some(name) };
-            ended += u64::from(end);
+            ended += u64::from(end && name == LaneName::Data);
         }
         self.control.compact();
         self.data.compact();
