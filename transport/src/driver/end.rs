@@ -73,6 +73,8 @@ impl Conn {
                 return Err(Error::new(ErrorKind::Closed, "closed before it was open"));
             }
             CloseWish::Graceful if self.link.is_open() && self.core.session.life.is_open() => {
+                // Before anything is counted for the goodbye; the wish is seen before the phase that comes with it.
+                self.core.shared.advance(Phase::Closing);
                 self.core.queue.close();
                 self.core.session.life.close(io.now, self.core.config.linger);
             }
