@@ -87,17 +87,14 @@ impl Command {
             Self::Connect { half, .. } => half.shared.finish(stopped()),
             Self::Fetch { mut reply, .. } => reply.fail(stopped()),
             Self::AdoptMem { peer, .. } => peer.answer(Err(stopped())),
+            Self::Listen { listener, .. } => listener.close(stopped()),
+            Self::Adopt { listener, .. } => listener.handshake_over(),
             Self::Sleep { state, .. } => {
                 state.fired.store(true, std::sync::atomic::Ordering::Release);
                 state.waker.wake();
             }
-            Self::Listen { .. }
-            | Self::Unlisten { .. }
-            | Self::ResumeAccept { .. }
-            | Self::Adopt { .. }
-            | Self::MemAnswer { .. }
-            | Self::Pipe { .. }
-            | Self::Spawn(_) => {}
+            Self::MemAnswer { peer, .. } => peer.into_iter().for_each(|peer| peer.shared.announce()),
+            Self::Unlisten { .. } | Self::ResumeAccept { .. } | Self::Pipe { .. } | Self::Spawn(_) => {}
         }
     }
 }

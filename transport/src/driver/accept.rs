@@ -146,7 +146,7 @@ impl ListenerShared {
     }
 
     /// A handshake is over, well or badly.
-    pub(super) fn handshake_over(self: &Arc<Self>) {
+    pub(crate) fn handshake_over(self: &Arc<Self>) {
         self.handshakes.fetch_sub(1, Ordering::AcqRel);
         self.made_room();
     }
@@ -384,7 +384,10 @@ impl Core {
 
     /// The listener answered a `mem://` dial.
     pub(super) fn on_mem_answer(&mut self, key: Key, peer: Result<MemParty>) {
-        let Some(conn) = self.conns.get_mut(key) else { return };
+        let Some(conn) = self.conns.get_mut(key) else {
+            // It gave up in the meantime, and its party does not know.
+            return peer.into_iter().for_each(|peer| peer.shared.announce());
+        };
         let Link::Opening(opening) = &mut conn.link else { return };
         let Stage::Mem(inbox) = &mut opening.stage else { return };
         match (peer, inbox.take()) {
