@@ -6,7 +6,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex, OnceLock, Weak,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering, fence},
     },
     task::Waker,
     time::Duration,
@@ -140,6 +140,7 @@ impl ListenerShared {
     }
 
     fn made_room(self: &Arc<Self>) {
+        fence(Ordering::SeqCst);
         if self.paused.load(Ordering::Acquire) && self.paused.swap(false, Ordering::AcqRel) {
             self.home().command(Command::ResumeAccept { listener: self.clone() });
         }
@@ -260,7 +261,9 @@ impl Core {
             if shared.is_full() {
                 shared.paused.store(true, Ordering::Release);
                 self.io.shared.counters.accept_pauses.add(1);
-                // Room made between the look and the flag would go unnoticed.
+                // Room made between the look and the flag would go unnoticed. Pairs with the fence in `made_room`: either
+                // we see the room, or who made it sees the flag.
+                fence(Ordering::SeqCst);
                 if shared.is_full() {
                     break Ok(AcceptEnd::Drained);
                 }
