@@ -419,6 +419,11 @@ impl Core {
             listener.hand_out(handle);
             listener.handshake_over();
         }
+        self.io.handshakes -= 1;
+        // The handshake may have read beyond its own end, up to the socket's: no edge comes for that again.
+        if let Err(error) = conn.read_control(&mut self.io) {
+            return self.end(key, error);
+        }
         self.settle(key);
     }
 }

@@ -49,6 +49,7 @@ impl Core {
     /// Takes a connection into the table.
     pub(super) fn adopt(&mut self, half: DriverHalf, opening: Opening) -> Key {
         let core = ConnCore::new(half, self.io.now);
+        self.io.handshakes += 1;
         let key = self.conns.insert(Conn { core, link: Link::Opening(Box::new(opening)) });
         if let Some(conn) = self.conns.get_mut(key) {
             conn.core.key = key;

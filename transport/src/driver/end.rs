@@ -180,6 +180,14 @@ impl Conn {
         Error::new(ErrorKind::Reset, "the peer's socket ended without a goodbye: its process has ended or given up")
     }
 
+    /// Reads the socket beside a UCX connection.
+    pub(super) fn read_control(&mut self, io: &mut Io) -> Result<()> {
+        match &mut self.link {
+            Link::Ucx(link) => read_control(link, &mut self.core, io.now),
+            _ => Ok(()),
+        }
+    }
+
     fn eof(&self) -> bool {
         match &self.link {
             Link::Tcp(link) => link.eof,
@@ -314,7 +322,10 @@ impl Core {
     fn close_link(&mut self, key: Key) {
         let Some(mut conn) = self.conns.remove(key) else { return };
         match &mut conn.link {
-            Link::Opening(opening) => opening.close(&mut self.io),
+            Link::Opening(opening) => {
+                self.io.handshakes -= 1;
+                opening.close(&mut self.io);
+            }
             link => {
                 if let Some(backend) = link.backend() {
                     backend.close(&mut conn.core, &mut self.io);

@@ -72,6 +72,8 @@ pub(crate) struct Io {
     /// Connections that are to be ended, because it was found out where they can't be.
     pub(crate) doomed: Vec<(Key, Error)>,
     pub(crate) edges: Vec<Edge>,
+    /// Connections that are being opened.
+    pub(crate) handshakes: u64,
     pub(crate) turns_to_poll: u32,
     /// Sleeps given up in a row because UCX's descriptor was ready and nothing was found.
     pub(crate) useless_edges: u32,
@@ -95,6 +97,7 @@ impl Io {
             ready: VecDeque::new(),
             doomed: Vec::new(),
             edges: Vec::new(),
+            handshakes: 0,
             turns_to_poll: 0,
             useless_edges: 0,
             busy_arms: (0, 0),
@@ -185,6 +188,7 @@ impl Io {
         let counters = &self.shared.counters;
         counters.connections.set(connections as u64);
         counters.sources.set(self.sources.len() as u64);
+        counters.handshakes.set(self.handshakes);
         counters.timers.set(self.timers.len() as u64);
         counters.ucx_inflight.set(self.ops.len() as u64);
         if let WorkerSlot::Ready { worker, .. } = &self.worker {
