@@ -48,7 +48,7 @@ use crate::{
     Address, Error, ErrorKind, Result,
     connection::{self, DriverHalf, Outgoing},
     dispatcher::{self, SleepState},
-    event::{pipe::ReadyPipe, poller::Key},
+    event::poller::Key,
     plan::{FetchReply, PendingId},
     tcp,
 };
@@ -69,8 +69,8 @@ pub(crate) enum Command {
     AdoptMem { listener: Arc<ListenerShared>, peer: MemParty },
     /// The answer to it.
     MemAnswer { to: Key, peer: Result<MemParty> },
-    /// The dispatcher's end of a readiness pipe.
-    Pipe { shared: Arc<connection::Shared>, pipe: ReadyPipe },
+    /// A connection has new readiness pipes.
+    Pipe { shared: Arc<connection::Shared> },
     /// Fetch or refuse an announced body.
     Fetch { connection: Key, id: PendingId, reply: FetchReply },
     /// A local task.

@@ -57,6 +57,8 @@ impl Core {
             // A close that was wished before there was a key; see `Shared::announce`.
             std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
             conn.core.make_ready(&mut self.io);
+            let shared = conn.core.shared.clone();
+            self.add_pipes(&shared);
         }
         key
     }
