@@ -269,6 +269,8 @@ impl Core {
             return self.end(key, error);
         }
         conn.core.shared.finish(error);
+        // What comes from now on is read, so that the peer can go on to its end, but nobody receives it.
+        conn.core.deliver.close();
         match &conn.link {
             Link::Tcp(link) => {
                 let _ = link.stream.shutdown(std::net::Shutdown::Write);

@@ -255,6 +255,11 @@ impl Core {
         let Some(conn) = self.conns.get_mut(key) else { return };
         conn.core.is_ready = false;
         conn.core.shared.announce.begin_drain();
+        if conn.core.shared.end().is_some() {
+            // It lingers for its last word: there is nothing more to send, and what failed now would cut it short. A wish
+            // to abort is still one.
+            return self.settle(key);
+        }
         if let Err(error) = conn.serve(&mut self.io) {
             self.end(key, error);
         } else {
