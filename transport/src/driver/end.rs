@@ -417,8 +417,6 @@ impl Core {
     /// A handle asked for readiness pipes. Before the connection is in the table they stay with it.
     pub(super) fn add_pipes(&mut self, shared: &Arc<Shared>) {
         let Some(key) = shared.key() else { return };
-        let Some(conn) = self.conns.get_mut(key).filter(|c| c.core.shared.end().is_none()) else { return };
-        let source = self.io.sources.insert(Source::Pipe(key));
         for pipe in shared.take_pipes() {
             self.add_pipe(key, pipe);
         }
@@ -426,6 +424,8 @@ impl Core {
 
     fn add_pipe(&mut self, key: Key, mut pipe: ReadyPipe) {
         // Gone already: dropping the inner end is the error signal.
+        let Some(conn) = self.conns.get_mut(key).filter(|c| c.core.shared.end().is_none()) else { return };
+        let source = self.io.sources.insert(Source::Pipe(key));
         if let Err(error) = self.io.poller.add_readable(&pipe, source) {
             tracing::warn!(%error, "watching a readiness pipe");
             self.io.sources.remove(source);

@@ -195,7 +195,13 @@ impl Writer {
         self.pending
     }
 
-    /// Frames, control frames too, that the kernel took completely since the last call. Their buffers are dropped.
+    /// Bytes of control frames among them.
+    pub(crate) fn pending_control(&self) -> usize {
+        self.queue.as_ref().map_or(0, |queue| queue.control.staging.len() - queue.control.sent)
+    }
+
+    /// Data frames that the kernel took completely since the last call. Their buffers are dropped. Control frames don't
+    /// count: they overtake data, so a count of both would not say which data frames are gone.
     pub(crate) fn frames_done(&mut self) -> u64 {
         std::mem::take(&mut self.done)
     }
