@@ -2,8 +2,8 @@
 //!
 //! This package only brings the others together. What exists today is the [`transport`]: start with
 //! [`transport::LocalDispatcher`] or [`transport::Dispatcher`], and with the guide in [`transport`] itself.
-//! The RPC layer and its generated services are planned.
-#![doc = ""]
+//! The RPC layer's channel and server are planned.
+//!
 #![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 

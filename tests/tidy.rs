@@ -279,8 +279,8 @@ fn rooms_import_only_what_they_may() {
         for path in crate_paths(&source.code) {
             let first = path.split("::").next().unwrap_or_default();
             let module = origins.get(first).map_or(first, String::as_str);
-            let fits = |a: &&str| **a == *module || **a == *path;
-            if module != *name && !allowed.iter().any(|a| fits(&a)) {
+            let fits = |a: &str| a == module || a == path;
+            if module != *name && !allowed.iter().any(|a| fits(a)) {
                 found.push(format!("{} names crate::{path} ({module})", source.path));
             }
         }

@@ -8,8 +8,8 @@ use crate::{
     table,
 };
 
-/// The bar for noticing that a peer is gone, microseconds.
-pub(crate) const BAR_US: u64 = 3_000_000;
+/// Connecting is not what these tests are about: a busy machine may take its time.
+pub(crate) const PATIENT: &str = "connect_timeout_ms=15000 prove_timeout_ms=14000";
 
 /// A backend between two processes.
 #[derive(Clone, Copy)]
@@ -74,7 +74,7 @@ impl Pair {
             scheme => format!("{scheme}://127.0.0.1:0"),
         };
         let mut server = Peer::start("server", backend.env);
-        let address = server.listen(&format!("{address} mode={mode}"));
+        let address = server.listen(&format!("{address} mode={mode} {PATIENT}"));
         let client = Peer::start("client", backend.env);
         let (client_id, server_id) = (String::new(), String::new());
         let mut pair = Self { backend, mode, address, server, client, client_id, server_id };
@@ -84,7 +84,7 @@ impl Pair {
 
     /// Opens the connection, again and again the same way.
     fn connect(&mut self) {
-        let opened = self.client.connect(&format!("{} mode={}", self.address, self.mode));
+        let opened = self.client.connect(&format!("{} mode={} {PATIENT}", self.address, self.mode));
         let accepted = self.server.expect("accepted");
         for line in [&opened, &accepted] {
             assert!(line.get("transport").starts_with(self.backend.lane), "{line:?}");
@@ -103,16 +103,9 @@ impl Pair {
             Victim::Server => (&mut self.client, &self.client_id),
         };
         let ended = peer.expect_of("ended", id);
-        let took = ended.number("at").saturating_sub(since);
-        let ms = took as f64 / 1e3;
-        println!("{failure}: {} after {ms:.1} ms, {}", ended.get("text"), ended.get("counts"));
-        table::record(&format!("{failure}, {}", self.mode), self.backend.name, std::time::Duration::from_micros(took));
-        assert!(took <= BAR_US, "noticed after {ms:.1} ms: {ended:?}");
+        table::check(&format!("{failure}, {}", self.mode), self.backend.name, since, &ended);
         assert!(["Reset", "TimedOut"].contains(&ended.get("kind")), "{ended:?}");
-        if !ended.get("pending").is_empty() {
-            let balance = peer.ask("balance", "balance");
-            panic!("operations did not end: {ended:?} {balance:?}");
-        }
+        assert_eq!(ended.get("pending"), "", "operations did not end: {ended:?}");
         if self.mode == "load" {
             assert!(ended.number("frames") > 0, "no load: {ended:?}");
             if self.backend.scheme == "ucx" {
@@ -128,7 +121,7 @@ impl Pair {
             Victim::Client => self.client = Peer::start("client", self.backend.env),
             Victim::Server => {
                 self.server = Peer::start("server", self.backend.env);
-                let again = self.server.listen(&format!("{} mode={}", self.address, self.mode));
+                let again = self.server.listen(&format!("{} mode={} {PATIENT}", self.address, self.mode));
                 assert_eq!(again, self.address, "the same port");
             }
         }
@@ -175,14 +168,7 @@ fn stop(backend: &'static Backend, victim: Victim, mode: &'static str) -> Outcom
     };
     let since = peer.go_on();
     let ended = peer.expect_of("ended", id);
-    let took = ended.number("at").saturating_sub(since);
-    println!("continued: {} after {:.1} ms", ended.get("text"), took as f64 / 1e3);
-    table::record(
-        &format!("SIGCONT after being given up, {mode}"),
-        backend.name,
-        std::time::Duration::from_micros(took),
-    );
-    assert!(took <= BAR_US, "{ended:?}");
+    table::check(&format!("SIGCONT after being given up, {mode}"), backend.name, since, &ended);
     assert_eq!(ended.get("pending"), "", "{ended:?}");
     peer.check_balance();
     pair.connect();
@@ -198,7 +184,6 @@ fn close_under_way(backend: &'static Backend) -> Outcome {
     let closed = pair.client.expect_of("closed", &pair.client_id);
     assert_eq!(closed.get("ok"), "false", "frames were lost, and the close must say so: {closed:?}");
     assert!(["Reset", "TimedOut"].contains(&closed.get("kind")), "{closed:?}");
-    assert!(closed.number("at") - since <= BAR_US, "{closed:?}");
     pair.check_survivor(Victim::Server, "SIGSTOP while closing", since);
     Ok(())
 }

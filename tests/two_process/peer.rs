@@ -1,5 +1,6 @@
 //! The peer program: it takes commands on stdin, one a line, and reports on stdout.
 
+mod late;
 mod occupy;
 
 use std::{
@@ -96,9 +97,11 @@ impl<'a> Words<'a> {
         config.recv_window_bytes = self.get("window_bytes").unwrap_or(config.recv_window_bytes);
         if self.mode() == "load" {
             // Some bodies are fetched by the application, so that fetches are under way when the peer goes.
-            config.planner = Some(Arc::new(|announced: &Announcement<'_>| {
-                if announced.body_len % 7 == 3 { RecvPlan::Later } else { RecvPlan::Pool }
-            }));
+            config.planner = Some(Arc::new(
+                |announced: &Announcement<'_>| {
+                    if announced.body_len % 7 == 3 { RecvPlan::Later } else { RecvPlan::Pool }
+                },
+            ));
         }
         config
     }
@@ -124,6 +127,7 @@ struct Program {
 
 /// Runs the peer program until stdin ends or it is told to quit.
 pub(crate) fn main() -> ExitCode {
+    late::watch();
     let config = DispatcherConfig { name: "peer".to_owned(), ..DispatcherConfig::default() };
     let dispatcher = Dispatcher::spawn(config).expect("dispatcher");
     let program = Arc::new(Program { dispatcher, next_id: AtomicU64::new(0), senders: Mutex::default() });
@@ -251,11 +255,12 @@ impl Program {
     fn limit_descriptors(&self, words: &Words<'_>) {
         use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
         let more: u64 = words.get("more").expect("a number");
-        let open = std::fs::read_dir("/proc/self/fd").expect("proc").count() as u64;
         let maximum = getrlimit(Resource::Nofile).maximum;
-        let current = if more == 0 { maximum } else { Some(open - 1 + more) };
+        // Reading the folder takes a descriptor, which is counted.
+        let open = || std::fs::read_dir("/proc/self/fd").expect("proc").count() as u64 - 1;
+        let current = if more == 0 { maximum } else { Some(open() + more) };
         setrlimit(Resource::Nofile, Rlimit { current, maximum }).expect("setrlimit");
-        report("fds", &[("open", &open)]);
+        report("fds", &[("more", &more)]);
     }
 
     fn stats(&self) {

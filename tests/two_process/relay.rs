@@ -32,11 +32,13 @@ impl Relay {
                 let server = TcpStream::connect(server).expect("the server listens");
                 let seen = seen.clone();
                 let (from, to) = (clone(&client), clone(&server));
-                std::thread::spawn(move || relay(from, to, hello, &|message| {
-                    if let Message::ClientHello(hello) = message {
-                        seen.lock().expect("not poisoned").push(hello.clone());
-                    }
-                }));
+                std::thread::spawn(move || {
+                    relay(from, to, hello, &|message| {
+                        if let Message::ClientHello(hello) = message {
+                            seen.lock().expect("not poisoned").push(hello.clone());
+                        }
+                    })
+                });
                 std::thread::spawn(move || relay(server, client, answer, &|_| {}));
             }
         });

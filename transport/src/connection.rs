@@ -23,10 +23,10 @@ pub use self::sent::Sent;
 use self::sent::completion;
 pub(crate) use self::{
     sent::Completion,
-    shared::{CloseWish, DriverHalf, Outgoing, Phase, Shared, pack, unpack},
+    shared::{CloseWish, DriverHalf, MAX_DELIVERED, NO_RECEIVER, Outgoing, Phase, Shared, pack, unpack},
 };
 use crate::{
-    Error, ErrorKind, FallbackReason, Frame, Result, SendError,
+    Body, Error, ErrorKind, FallbackReason, Frame, Result, SendError,
     config::ConnectionConfig,
     dispatcher, driver,
     event::pipe::ReadyPipe,
@@ -59,6 +59,36 @@ impl fmt::Display for Transport {
     }
 }
 
+/// What keeps a connection from moving what it has: see [`Sender::stalled`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+#[repr(u8)]
+pub enum Stall {
+    /// This side's application does not take what has arrived.
+    Application = 1,
+    /// The peer's application does not take what was sent: there is no credit left.
+    PeerApplication,
+    /// This side's buffer pool has no quota left for a body that the peer announced.
+    Pool,
+    /// There is credit, but the socket or UCX takes nothing.
+    Path,
+}
+
+impl Stall {
+    pub(crate) const ALL: [Self; 4] = [Self::Application, Self::PeerApplication, Self::Pool, Self::Path];
+}
+
+impl fmt::Display for Stall {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Application => "this side's application does not receive",
+            Self::PeerApplication => "the peer's application does not receive",
+            Self::Pool => "this side's buffer pool is used up",
+            Self::Path => "the network takes nothing",
+        })
+    }
+}
+
 /// What is known of a connection once it is open.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -84,7 +114,7 @@ pub(crate) fn new(dispatcher: Arc<dispatcher::Shared>, config: ConnectionConfig)
     let limits = Limits { messages: config.send_queue_frames.max(1), bytes: config.send_queue_bytes.max(1) };
     let (queue_in, queue_out) = queue::bounded(limits);
     // Credit and pausing bound what is delivered; the queue itself needs no second bound.
-    let (deliver, receive) = queue::bounded(Limits { messages: (1 << 22) - 1, bytes: (1 << 41) - 1 });
+    let (deliver, receive) = queue::bounded(Limits { messages: MAX_DELIVERED, bytes: u64::MAX });
     let shared = Arc::new(Shared::new(dispatcher, queue_in, &config));
     let handle = Arc::new(Handle { shared: shared.clone() });
     let connection = Connection { sender: Sender { handle }, receive, untold_frames: 0, untold_bytes: 0 };
@@ -196,6 +226,15 @@ impl Connection {
     }
 }
 
+impl Drop for Connection {
+    fn drop(&mut self) {
+        // Senders may live on: the peer must not wait for what nobody will take.
+        let shared = self.sender.shared();
+        shared.consumed_frames.store(NO_RECEIVER, Ordering::Release);
+        shared.announce();
+    }
+}
+
 impl std::ops::Deref for Connection {
     type Target = Sender;
 
@@ -236,7 +275,8 @@ impl Sender {
     ///
     /// # Errors
     /// [`SendError::Full`] if the queue is full (wait with [`Sender::ready`]), [`SendError::Closed`] after the end,
-    /// [`SendError::TooLarge`] above the peer's limit. The frame comes back each time.
+    /// [`SendError::TooLarge`] above the peer's limit, [`SendError::Invalid`] for a body that was not fetched. The frame
+    /// comes back each time.
     #[inline]
     pub fn send(&self, frame: impl Into<Frame>) -> Result<(), SendError> {
         self.push(Outgoing { frame: frame.into(), done: None })
@@ -266,13 +306,17 @@ impl Sender {
             match self.send(frame) {
                 Ok(()) => return Ok(()),
                 Err(SendError::Full(back)) => frame = back,
-                Err(SendError::Closed(_, error) | SendError::TooLarge(_, error)) => return Err(error),
+                Err(SendError::Closed(_, error) | SendError::TooLarge(_, error) | SendError::Invalid(_, error)) => {
+                    return Err(error);
+                }
             }
-            self.ready().await?;
+            let len = frame.len();
+            self.room(|| len).await?;
         }
     }
 
-    /// Waits until the send queue has room. It may be full again when it is used: try and wait in a loop.
+    /// Waits until the send queue has room for a frame as long as the one that was refused last. It may be full again
+    /// when it is used: try and wait in a loop.
     ///
     /// # Errors
     /// The connection's end.
@@ -280,10 +324,16 @@ impl Sender {
     /// # Cancel safety
     /// May be dropped at any time.
     pub async fn ready(&self) -> Result<()> {
+        self.room(|| self.shared().refused_len.load(Ordering::Relaxed)).await
+    }
+
+    /// Waits until the send queue has room for a frame of so many bytes. Room for less is not enough: whoever was
+    /// refused would be refused again, at once and for ever.
+    async fn room(&self, len: impl Fn() -> u64) -> Result<()> {
         let shared = self.shared();
         let check = || match shared.end() {
             Some(end) => Some(Err(end.clone())),
-            None => shared.queue.has_room().then_some(Ok(())),
+            None => shared.queue.has_room_for(len()).then_some(Ok(())),
         };
         std::future::poll_fn(|cx| shared.wait(cx, check)).await
     }
@@ -366,6 +416,12 @@ impl Sender {
         self.shared().counters.snapshot()
     }
 
+    /// Which side keeps the connection from moving, if something has waited since the keepalive timer last looked
+    /// (750 ms by default) and nothing has moved. `None` without a keepalive.
+    pub fn stalled(&self) -> Option<Stall> {
+        self.shared().stall()
+    }
+
     /// Frames and bytes in the send queue.
     pub fn queued(&self) -> (usize, u64) {
         (self.shared().queue.len(), self.shared().queue.bytes())
@@ -394,7 +450,11 @@ impl Sender {
         let shared = self.shared();
         let len = outgoing.frame.len();
         if let Some(error) = too_large(shared, &outgoing.frame, len) {
-            return Err(SendError::TooLarge(outgoing.frame, error));
+            return Err(SendError::TooLarge(outgoing.into_frame(), error));
+        }
+        if matches!(outgoing.frame.body, Body::Pending(_)) {
+            let error = Error::new(ErrorKind::Invalid, "a pending body can't be sent: fetch it first");
+            return Err(SendError::Invalid(outgoing.into_frame(), error));
         }
         let outgoing = match driver::send_at_once(shared, outgoing, len) {
             Ok(()) => return Ok(()),
@@ -405,7 +465,10 @@ impl Sender {
                 shared.announce();
                 Ok(())
             }
-            Err(PushError::Full(out)) => Err(SendError::Full(out.into_frame())),
+            Err(PushError::Full(out)) => {
+                shared.refused_len.store(len, Ordering::Relaxed);
+                Err(SendError::Full(out.into_frame()))
+            }
             Err(PushError::Closed(out)) => {
                 let end = shared.end().cloned();
                 let end = end.unwrap_or_else(|| Error::new(ErrorKind::Closed, "the connection is being closed"));
@@ -416,7 +479,7 @@ impl Sender {
 }
 
 #[inline]
-fn too_large(shared: &Shared, frame: &Frame, len: u64) -> Option<Error> {
+pub(crate) fn too_large(shared: &Shared, frame: &Frame, len: u64) -> Option<Error> {
     let info = shared.info.get()?;
     let (head, max_head) = (frame.head.len(), info.max_head);
     if len <= info.max_message && head <= max_head as usize {

@@ -178,7 +178,7 @@ mod ucx;
 
 pub use address::{Address, HostPort};
 pub use config::{ConnectionConfig, DispatcherConfig, Keepalive, ListenConfig, WaitPolicy};
-pub use connection::{Connecting, Connection, ConnectionInfo, Recv, Sender, Sent, Transport};
+pub use connection::{Connecting, Connection, ConnectionInfo, Recv, Sender, Sent, Stall, Transport};
 pub use dispatcher::{Dispatcher, Dispatchers, Placement, Sleep};
 pub use driver::{LocalDispatcher, spawn_local};
 pub use error::{Error, ErrorKind, FallbackReason, Result, SendError};

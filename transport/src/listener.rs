@@ -12,7 +12,7 @@ use crate::{
     Address, Connection, Dispatcher, Error, ErrorKind, Result,
     config::ListenConfig,
     dispatcher::Placement,
-    driver::{self, Command, ListenSocket, ListenerShared},
+    driver::{self, CmListen, Command, ListenSocket, ListenerShared},
     resolve, tcp,
 };
 
@@ -44,7 +44,11 @@ impl Listener {
                 let socket = tcp::Listener::bind_unix(path, config.backlog, options)?;
                 (ListenSocket::Stream(socket), address.clone())
             }
-            Address::UcxCm(hp) => (ListenSocket::Cm(first(&resolve::now(hp)?)?), address.clone()),
+            Address::UcxCm(hp) => {
+                let at = first(&resolve::now(hp)?)?;
+                let ask = CmListen { address: address.clone(), at, config, places, placement };
+                return Ok(Self { shared: driver::listen_cm(&home.shared, ask)? });
+            }
             Address::Auto(hp) | Address::Ucx(hp) | Address::Tcp(hp) => {
                 let at = first(&resolve::now(hp)?)?;
                 // `[::]` takes IPv4 clients too.

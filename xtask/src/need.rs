@@ -24,6 +24,10 @@ pub(crate) enum Need {
     UcxUtils,
     /// `valgrind`.
     Valgrind,
+    /// Python with pip, to fetch other versions of UCX.
+    Pip,
+    /// A nightly toolchain, for its sanitizers.
+    Nightly,
     /// A nightly toolchain with cargo-fuzz.
     Fuzz,
     /// A nightly toolchain with Miri.
@@ -44,13 +48,15 @@ impl Need {
             Self::Nftables => Some("nftables"),
             Self::UcxUtils => Some("ucx-utils"),
             Self::Valgrind => Some("valgrind"),
-            Self::Fuzz | Self::Miri | Self::Deny => None,
+            Self::Pip => Some("python3-pip"),
+            Self::Nightly | Self::Fuzz | Self::Miri | Self::Deny => None,
         }
     }
 
     /// What to do about its absence.
     pub(crate) fn remedy(self) -> String {
         match self {
+            Self::Nightly => "rustup toolchain install nightly".to_owned(),
             Self::Fuzz => "rustup toolchain install nightly && cargo install cargo-fuzz".to_owned(),
             Self::Miri => "rustup +nightly component add miri rust-src".to_owned(),
             Self::Deny => "cargo install cargo-deny".to_owned(),
@@ -73,6 +79,8 @@ impl Need {
             Self::Nftables => works("nft", &["--version"]),
             Self::UcxUtils => works("ucx_info", &["-v"]),
             Self::Valgrind => works("valgrind", &["--version"]),
+            Self::Pip => works("python3", &["-m", "pip", "--version"]),
+            Self::Nightly => works("cargo", &["+nightly", "--version"]),
             Self::Fuzz => works("cargo", &["+nightly", "fuzz", "--version"]),
             Self::Miri => works("cargo", &["+nightly", "miri", "--version"]),
             Self::Deny => works("cargo", &["deny", "--version"]),

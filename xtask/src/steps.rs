@@ -1,7 +1,9 @@
 //! The table of what `cargo xtask test` does. A new check is one more row.
 
 use crate::{
-    need::Need::{self, Deny, Fuzz, Iproute, Libclang, Miri, Nftables, PkgConfig, Ucx, UcxHeaders},
+    need::Need::{
+        self, Deny, Fuzz, Iproute, Libclang, Miri, Nftables, Nightly, Pip, PkgConfig, Ucx, UcxHeaders, Valgrind,
+    },
     run::Line,
 };
 
@@ -54,6 +56,14 @@ pub(crate) const STEPS: &[Step] = &[
             env: &[("RUSTDOCFLAGS", "-D warnings")],
             words: &["cargo", "doc", "--workspace", "--no-deps"],
         }],
+        ..STEP
+    },
+    Step {
+        name: "wheels",
+        about: "other versions of UCX are here, for the tests that meet them",
+        needs: &[Pip],
+        quick: true,
+        lines: &[line(&["sh", "ci/wheels.sh"])],
         ..STEP
     },
     Step {
@@ -132,6 +142,21 @@ pub(crate) const STEPS: &[Step] = &[
         name: "loom",
         about: "all interleavings of the queues and of falling asleep",
         lines: &[line(&["sh", "ci/loom.sh"])],
+        ..STEP
+    },
+    Step {
+        name: "valgrind",
+        about: "the UCX room, and UCX, under valgrind",
+        needs: &[Ucx, Valgrind],
+        lines: &[line(&["sh", "ci/valgrind.sh"])],
+        ..STEP
+    },
+    Step {
+        name: "san",
+        about: "the queues under AddressSanitizer and ThreadSanitizer",
+        needs: &[Nightly],
+        optional: true,
+        lines: &[line(&["sh", "ci/san.sh"])],
         ..STEP
     },
     Step {

@@ -78,6 +78,14 @@ pub(super) fn run(id: u64, connection: Connection, mode: &str, forget: impl FnOn
         "load" => load(connection, &tally),
         "ping" => ping(id, connection, &tally),
         "flood" => flood(connection, &tally),
+        // Nobody reads, but the connection stays until it ends.
+        "deaf" => spawn(&tally, "deaf", {
+            let sender = sender.clone();
+            move |_| {
+                block_on(sender.closed());
+                drop(connection);
+            }
+        }),
         "idle" => spawn(&tally, "recv", move |tally| receive(connection, tally, false)),
         other => panic!("unknown mode {other:?}"),
     }
@@ -106,6 +114,7 @@ pub(super) fn run(id: u64, connection: Connection, mode: &str, forget: impl FnOn
             ("id", &id),
             ("kind", &format!("{:?}", end.kind())),
             ("at", &at),
+            ("lost", &super::late::before(at)),
             ("latest", &tally.latest.load(Ordering::Acquire)),
             ("pending", &tally.left()),
             ("rendezvous", &(stats.rendezvous_sent + stats.rendezvous_received)),
@@ -203,7 +212,9 @@ fn stream(sender: &Sender, tally: &Tally, tell: &Tell<Sent>) -> Result<()> {
                     break;
                 }
                 Err(SendError::Full(back)) => frame = back,
-                Err(SendError::Closed(_, error) | SendError::TooLarge(_, error)) => return Err(error),
+                Err(SendError::Closed(_, error) | SendError::TooLarge(_, error) | SendError::Invalid(_, error)) => {
+                    return Err(error);
+                }
             }
             tally.during("ready", || block_on(sender.ready()))?;
         }

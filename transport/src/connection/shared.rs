@@ -10,7 +10,7 @@ use std::{
 
 use atomic_waker::AtomicWaker;
 
-use super::{ConnectionInfo, sent::Completion};
+use super::{ConnectionInfo, Stall, sent::Completion};
 use crate::{
     Error, Frame, Result,
     config::ConnectionConfig,
@@ -64,8 +64,11 @@ pub(crate) struct Shared {
     pub(crate) announce: Announce,
     phase: AtomicU8,
     wish: AtomicU8,
+    stall: AtomicU8,
     end: OnceLock<Error>,
     pub(crate) info: OnceLock<ConnectionInfo>,
+    /// Bytes of the frame that found the queue full last: `ready` waits until it would find room.
+    pub(super) refused_len: AtomicU64,
     /// Wakes the one receiver.
     pub(crate) reader: AtomicWaker,
     /// Wakers of `opened`, `ready` and `closed`; `waiting` says whether there are any.
@@ -84,6 +87,12 @@ pub(crate) struct Shared {
     pipes: Mutex<Vec<ReadyPipe>>,
 }
 
+/// The largest window of frames: what the queue of received frames holds.
+pub(crate) const MAX_DELIVERED: u32 = (1 << 23) - 1;
+
+/// In the place of a count of consumed frames: the receiver is gone, all frames count as consumed.
+pub(crate) const NO_RECEIVER: u64 = u64::MAX;
+
 /// Not yet in a dispatcher's table.
 const NO_KEY: u64 = u64::MAX;
 
@@ -101,8 +110,10 @@ impl Shared {
             announce: Announce::new(),
             phase: AtomicU8::new(Phase::Opening as u8),
             wish: AtomicU8::new(CloseWish::None as u8),
+            stall: AtomicU8::new(0),
             end: OnceLock::new(),
             info: OnceLock::new(),
+            refused_len: AtomicU64::new(1),
             reader: AtomicWaker::new(),
             waiters: Mutex::new(Vec::new()),
             waiting: AtomicBool::new(false),
@@ -175,6 +186,16 @@ impl Shared {
         std::mem::take(&mut *self.pipes.lock().unwrap_or_else(|e| e.into_inner()))
     }
 
+    /// What the watchdog last found; `true` if that is news.
+    pub(crate) fn set_stall(&self, stall: Option<Stall>) -> bool {
+        let number = stall.map_or(0, |stall| stall as u8);
+        self.stall.swap(number, Ordering::Relaxed) != number
+    }
+
+    pub(crate) fn stall(&self) -> Option<Stall> {
+        Stall::ALL.into_iter().find(|stall| *stall as u8 == self.stall.load(Ordering::Relaxed))
+    }
+
     pub(crate) fn wish(&self) -> CloseWish {
         match self.wish.load(Ordering::Acquire) {
             0 => CloseWish::None,
@@ -186,6 +207,8 @@ impl Shared {
     pub(super) fn want_close(&self, wish: CloseWish) {
         if self.wish.fetch_max(wish as u8, Ordering::AcqRel) < wish as u8 {
             self.advance(Phase::Closing);
+            // At once, not when the dispatcher comes by: after `close` no further frame is taken.
+            self.queue.close();
             self.announce();
         }
     }

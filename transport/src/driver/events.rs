@@ -1,6 +1,6 @@
 //! What has happened: UCX's events, edges of descriptors and timers, each handed to the connection that it is for.
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::time::Duration;
 
 use super::{
     conn::Link,
@@ -40,13 +40,17 @@ impl Core {
         for taken in 0..EVENTS_PER_TURN {
             let Some(event) = self.io.live_worker().and_then(Worker::poll_event) else { return taken > 0 };
             match event {
-                Event::Message { header, data, .. } => self.on_message(&header, data),
-                Event::Announced { header, rndv, .. } => self.on_announced(&header, rndv),
+                Event::Message { header, data, from: None } => self.on_message(&header, data),
+                Event::Message { header, data, from: Some(ep) } => self.on_cm_message(ep, &header, data),
+                Event::Announced { header, rndv, from: None } => self.on_announced(&header, rndv),
+                Event::Announced { header, rndv, from: Some(ep) } => self.on_cm_announced(ep, &header, rndv),
                 Event::SendDone { token: NO_TOKEN, .. } => {}
                 Event::SendDone { token, result } => self.on_sent(token, result),
                 Event::FetchDone { token, buf, result } => self.on_fetch_done(token, buf, result),
                 Event::EndpointFailed { ep, error } => self.on_endpoint_failed(ep, error),
-                Event::ConnRequest { request, .. } => drop(request),
+                Event::ConnRequest { listener, request, client_addr } => {
+                    self.on_cm_request(listener, request, client_addr);
+                }
             }
         }
         true
@@ -62,7 +66,7 @@ impl Core {
         let link = match &mut conn.link {
             Link::Ucx(link) => link,
             Link::Opening(_) => return self.on_early_message(key, header, inline, data),
-            Link::Tcp(_) | Link::Mem(_) => return self.stale("the connection does not use ucx"),
+            Link::Tcp(_) | Link::Cm(_) | Link::Mem(_) => return self.stale("the connection does not use ucx"),
         };
         let given = match header.credit {
             Some(credit) => {
@@ -79,7 +83,7 @@ impl Core {
                 core.shared.reader.wake();
                 result
             }
-            Kind::Head => link.on_head(core, io, header.seq, data),
+            Kind::Head => link.on_head_message(core, io, header.seq, data),
             // A repeated proof is harmless: the peer opened on the strength of ours.
             Kind::Prove | Kind::Proved => Ok(()),
             _ => receive::control(core, io, &mut **link, &header, &data),
@@ -136,20 +140,17 @@ impl Core {
     }
 
     #[cold]
-    fn stale(&mut self, why: &str) {
+    pub(super) fn stale(&mut self, why: &str) {
         self.io.shared.counters.stale_messages.add(1);
         tracing::debug!(why, "ucx message dropped");
     }
 
     fn on_endpoint_failed(&mut self, ep: crate::ucx::EndpointId, error: Error) {
-        let is_it = |link: &Link| match link {
-            Link::Ucx(link) => link.ep == ep,
-            Link::Opening(opening) => opening.endpoint() == Some(ep),
-            Link::Tcp(_) | Link::Mem(_) => false,
-        };
-        let found = self.conns.keys().into_iter().find(|k| self.conns.get(*k).is_some_and(|c| is_it(&c.link)));
-        let Some(key) = found else { return };
-        if self.conns.get(key).is_some_and(|c| c.link.is_open()) {
+        // It may have been closed since the event was made.
+        let Some(key) = self.io.owner_of(ep) else { return };
+        let Some(conn) = self.conns.get(key) else { return };
+        if conn.link.is_open() {
+            let error = conn.end_by_ucx(error);
             self.end(key, error);
         } else {
             self.opening_step(key, |opening, _, io| opening.on_ucx_failed(io, &error));
@@ -194,10 +195,7 @@ impl Core {
             match timer {
                 Timer::Connection(key) => self.on_connection_timer(key),
                 Timer::Listener(key) => self.on_listener_timer(key),
-                Timer::Sleep(state) => {
-                    state.fired.store(true, Ordering::Release);
-                    state.waker.wake();
-                }
+                Timer::Sleep(state) => state.fire(),
             }
         }
         worked

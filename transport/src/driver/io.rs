@@ -1,7 +1,7 @@
 //! What one dispatcher owns: the table of connections, and the I/O that they share.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -16,7 +16,7 @@ use crate::{
         poller::{Edge, Key, Poller},
         timer::{TimerId, Timers},
     },
-    ucx,
+    ucx::{self, EndpointId},
 };
 
 /// The dispatcher's shared read buffer, bytes: several of the kernel's largest segments at once.
@@ -64,6 +64,8 @@ pub(crate) struct Io {
     pub(crate) timers: Timers<Timer>,
     pub(crate) worker: WorkerSlot,
     pub(crate) ops: Slab<UcxOp>,
+    /// Whose each open endpoint is.
+    endpoints: HashMap<EndpointId, Key>,
     /// The time, as of this turn: good enough for liveness and deadlines of many milliseconds.
     pub(crate) now: Instant,
     pub(crate) scratch: Box<[u8]>,
@@ -92,6 +94,7 @@ impl Io {
             timers: Timers::new(),
             worker: WorkerSlot::Unused,
             ops: Slab::new(),
+            endpoints: HashMap::new(),
             now: Instant::now(),
             scratch: vec![0; SCRATCH].into_boxed_slice(),
             ready: VecDeque::new(),
@@ -139,7 +142,8 @@ impl Io {
     /// Ends a worker whose operations don't end although all its endpoints are closed: only its own end gives their memory back.
     /// The next connection that needs one makes another.
     pub(crate) fn replace_stuck_worker(&mut self) {
-        let stuck = !self.ops.is_empty() && matches!(&self.worker, WorkerSlot::Ready { worker, .. } if worker.is_stuck());
+        let stuck =
+            !self.ops.is_empty() && matches!(&self.worker, WorkerSlot::Ready { worker, .. } if worker.is_stuck());
         if !stuck {
             self.stuck_since = None;
             return;
@@ -163,6 +167,25 @@ impl Io {
         match &mut self.worker {
             WorkerSlot::Ready { worker, .. } => Some(worker),
             _ => None,
+        }
+    }
+
+    /// Notes whose an endpoint is, as soon as it is made.
+    pub(super) fn own_endpoint(&mut self, ep: EndpointId, connection: Key) {
+        self.endpoints.insert(ep, connection);
+    }
+
+    /// The connection that an endpoint belongs to.
+    #[inline]
+    pub(super) fn owner_of(&self, ep: EndpointId) -> Option<Key> {
+        self.endpoints.get(&ep).copied()
+    }
+
+    /// Closes an endpoint: what is in flight on it ends with events, now or later.
+    pub(super) fn close_endpoint(&mut self, ep: EndpointId) {
+        self.endpoints.remove(&ep);
+        if let Some(worker) = self.live_worker() {
+            worker.close(ep);
         }
     }
 
@@ -191,6 +214,10 @@ impl Io {
         counters.handshakes.set(self.handshakes);
         counters.timers.set(self.timers.len() as u64);
         counters.ucx_inflight.set(self.ops.len() as u64);
+        if !matches!(self.worker, WorkerSlot::Ready { .. }) {
+            counters.ucx_held.set(0);
+            counters.ucx_endpoints.set(0);
+        }
         if let WorkerSlot::Ready { worker, .. } = &self.worker {
             let inside = worker.inflight();
             counters.ucx_held.set(inside.held_descriptors as u64);

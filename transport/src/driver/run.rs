@@ -6,13 +6,12 @@ use std::{
     marker::PhantomData,
     pin::pin,
     rc::Rc,
-    sync::atomic::Ordering,
     task::{Poll, Waker},
     time::{Duration, Instant},
 };
 
 use super::{
-    CURRENT, CURRENT_ID, Command, Current, SHUTDOWN_GRACE,
+    CURRENT, CURRENT_ID, Command, Current, OWN, SHUTDOWN_GRACE,
     io::{Core, Io, Timer, WorkerSlot},
     tasks::{RootWaker, Tasks, poll_root},
 };
@@ -77,7 +76,9 @@ impl LocalDispatcher {
         let tasks = Tasks::new(shared.clone());
         let ready = tasks.ready.clone();
         let (core, tasks) = (Rc::new(RefCell::new(core)), Rc::new(RefCell::new(tasks)));
-        Ok(Self { current: Current { shared, core, tasks, ready }, not_send: PhantomData })
+        let current = Current { shared, core, tasks, ready };
+        OWN.with_borrow_mut(|own| own.push(current.clone()));
+        Ok(Self { current, not_send: PhantomData })
     }
 
     /// A handle for any thread.
@@ -196,12 +197,22 @@ impl LocalDispatcher {
     /// What the tokio adapter is made of: one turn, with this thread marked as the dispatcher's.
     #[cfg(feature = "tokio")]
     pub(super) fn guarded_turn(&self) -> bool {
+        let worked = self.guarded(|| self.turn());
+        let counters = &self.current.shared.counters;
+        counters.turns.add(1);
+        counters.turns_with_work.add(u64::from(worked));
+        worked
+    }
+
+    /// Does something with this thread marked as the dispatcher's.
+    #[cfg(feature = "tokio")]
+    pub(super) fn guarded<R>(&self, act: impl FnOnce() -> R) -> R {
         let _running = Running::enter(&self.current);
-        self.turn()
+        act()
     }
 
     #[cfg(feature = "tokio")]
-    pub(super) fn parts(&self) -> (&Arc<dispatcher::Shared>, &Rc<RefCell<Core>>) {
+    pub(super) fn parts(&self) -> (&std::sync::Arc<dispatcher::Shared>, &Rc<RefCell<Core>>) {
         (&self.current.shared, &self.current.core)
     }
 
@@ -214,6 +225,8 @@ impl LocalDispatcher {
 impl Drop for LocalDispatcher {
     fn drop(&mut self) {
         let Current { shared, core, tasks, .. } = &self.current;
+        // Its thread may be ending.
+        let _ = OWN.try_with(|own| own.borrow_mut().retain(|c| c.shared.id != shared.id));
         shared.stop();
         let running = Running::try_enter(&self.current);
         let error = Error::new(ErrorKind::Stopped, "the dispatcher has stopped");
@@ -225,7 +238,7 @@ impl Drop for LocalDispatcher {
         core.borrow_mut().end_all(&error);
         drop(running);
         let mut core = core.borrow_mut();
-        core.io.timers = crate::event::timer::Timers::new();
+        let timers = std::mem::replace(&mut core.io.timers, crate::event::timer::Timers::new());
         if let WorkerSlot::Ready { worker, source } = std::mem::replace(&mut core.io.worker, WorkerSlot::Unused) {
             core.io.poller.remove(&worker.event_fd());
             core.io.sources.remove(source);
@@ -236,6 +249,13 @@ impl Drop for LocalDispatcher {
         core.io.ops.clear();
         core.io.publish(0);
         shared.counters.listeners.set(0);
+        std::mem::drop(core);
+        // Wakers are foreign code: nothing is borrowed while they run.
+        for timer in timers.into_values() {
+            if let Timer::Sleep(state) = timer {
+                state.fire();
+            }
+        }
     }
 }
 
@@ -346,6 +366,7 @@ impl Core {
             match command {
                 Command::Connect { half, address, resolved } => self.connect(half, address, resolved),
                 Command::Listen { listener, socket } => self.listen(listener, socket),
+                Command::ListenCm { ask, reply } => drop(reply.send(self.listen_cm(*ask))),
                 Command::Unlisten { listener } => self.unlisten(&listener),
                 Command::ResumeAccept { listener } => self.resume_accept(&listener),
                 Command::Adopt { listener, stream } => self.adopt_stream(&listener, stream),
@@ -354,11 +375,8 @@ impl Core {
                 Command::Pipe { shared } => self.add_pipes(&shared),
                 Command::Fetch { connection, id, reply } => self.fetch(connection, id, reply),
                 Command::Spawn(make) => spawned.tasks.push(make),
-                Command::Sleep { at, state } => {
-                    if !state.dropped.load(Ordering::Acquire) {
-                        self.io.timers.insert(at, Timer::Sleep(state));
-                    }
-                }
+                Command::Sleep(state) => self.arm_sleep(state),
+                Command::CancelSleep(state) => self.cancel_sleep(&state),
             }
         }
         spawned

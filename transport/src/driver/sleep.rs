@@ -13,6 +13,13 @@ const NAP: Duration = Duration::from_millis(1);
 /// A worker's descriptor that stays ready although progress finds nothing is believed this often in a row.
 const USELESS_EDGES: u32 = 3;
 
+/// How long to sleep.
+pub(super) struct Asleep {
+    pub(super) timeout: Duration,
+    /// It is a timer's time; else the detector's.
+    pub(super) by_timer: bool,
+}
+
 impl Core {
     /// Whether any queue that others fill has something. Part of the sleep ritual.
     fn has_queued_work(&self) -> bool {
@@ -23,24 +30,50 @@ impl Core {
             || !self.io.doomed.is_empty()
     }
 
-    /// Goes to sleep, by the ritual: announce, look at every queue, arm UCX, let it work once more, make sure that no
-    /// edge of its descriptor was used up, commit, sleep.
+    /// Sleeps in the poller, if nothing is left to do.
     pub(super) fn sleep(&mut self, woken: &dyn Fn() -> bool) {
+        let Some(asleep) = self.fall_asleep(woken) else { return };
+        let result = self.io.poller.poll(Some(asleep.timeout));
+        self.io.shared.wake.wake_up();
+        if let Err(error) = result {
+            tracing::error!(%error, "the poller failed");
+        }
+        self.update_clock();
+        self.after_sleep(Some(asleep.by_timer));
+    }
+
+    /// Ends a sleep that somebody else's poller has slept: `timed_out` says that its time is over.
+    #[cfg(feature = "tokio")]
+    pub(super) fn wake_up_elsewhere(&mut self, asleep: &Asleep, timed_out: bool) {
+        self.io.shared.wake.wake_up();
+        if let Err(error) = self.io.poller.poll(Some(Duration::ZERO)) {
+            tracing::error!(%error, "the poller failed");
+        }
+        self.update_clock();
+        self.after_sleep(timed_out.then_some(asleep.by_timer));
+    }
+
+    /// Goes to sleep, by the ritual: announce, look at every queue, arm UCX, let it work once more, make sure that no
+    /// edge of its descriptor was used up, commit. What is left is to wait for the poller's descriptor, and to wake up.
+    pub(super) fn fall_asleep(&mut self, woken: &dyn Fn() -> bool) -> Option<Asleep> {
         let shared = self.io.shared.clone();
         let counters = &shared.counters;
         counters.arms.add(1);
         shared.wake.begin_arming();
         if woken() || self.has_queued_work() {
             counters.arm_queue_busy.add(1);
-            return shared.wake.wake_up();
+            shared.wake.wake_up();
+            return None;
         }
         let armed = self.arm();
         if !armed && self.io.busy_arms.0 < BUSY_ARMS {
-            return shared.wake.wake_up();
+            shared.wake.wake_up();
+            return None;
         }
         if !shared.wake.commit_sleep() {
             counters.commit_refused.add(1);
-            return shared.wake.wake_up();
+            shared.wake.wake_up();
+            return None;
         }
         self.update_clock();
         // Nobody else says for as long as it sleeps how things stand.
@@ -50,17 +83,13 @@ impl Core {
         let longest = if armed { detector } else { NAP };
         let timeout = timer.map_or(longest, |t| t.min(longest));
         counters.sleeps.add(1);
-        let result = self.io.poller.poll(Some(timeout));
-        shared.wake.wake_up();
-        if let Err(error) = result {
-            tracing::error!(%error, "the poller failed");
-        }
-        self.update_clock();
-        self.after_sleep(!armed || timer.is_some_and(|t| t <= detector));
+        self.io.publish(self.conns.len());
+        Some(Asleep { timeout, by_timer: !armed || timer.is_some_and(|t| t <= detector) })
     }
 
-    /// Says why the sleep ended, and acts on it.
-    fn after_sleep(&mut self, by_timer: bool) {
+    /// Says why the sleep ended, and acts on it. `by_timer` says whose time is over if there are no edges: a timer's or the
+    /// detector's.
+    fn after_sleep(&mut self, by_timer: Option<bool>) {
         let mut edges = std::mem::take(&mut self.io.edges);
         self.io.poller.take(&mut edges);
         let counters = &self.io.shared.counters;
@@ -73,11 +102,13 @@ impl Core {
         }
         let silent = edges.is_empty();
         self.io.edges = edges;
-        if silent && by_timer {
-            counters.wakes_by_timer.add(1);
-        } else if silent {
-            counters.detector_timeouts.add(1);
-            self.detect();
+        match by_timer.filter(|_| silent) {
+            Some(true) => counters.wakes_by_timer.add(1),
+            Some(false) => {
+                counters.detector_timeouts.add(1);
+                self.detect();
+            }
+            None => {}
         }
         let edges = std::mem::take(&mut self.io.edges);
         self.act_on(edges);

@@ -71,6 +71,13 @@ impl Poller {
         self.poll.registry().register(&mut SourceFd(&fd), key.token(), interest)
     }
 
+    /// Another descriptor of the same set, for a poller of somebody else: readable when edges wait.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn duplicate(&self) -> io::Result<std::os::fd::OwnedFd> {
+        use std::os::fd::AsFd;
+        self.poll.registry().as_fd().try_clone_to_owned()
+    }
+
     /// Stops watching.
     pub(crate) fn remove(&self, fd: &impl AsRawFd) {
         // A descriptor that is closed already is gone from the set too.
