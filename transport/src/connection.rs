@@ -460,7 +460,8 @@ impl Sender {
             return Err(end.clone());
         }
         let (inner, outer) = ReadyPipe::new().map_err(|e| Error::from_io("readiness pipe", &e))?;
-        shared.dispatcher.command(driver::Command::Pipe { shared: shared.clone(), pipe: inner });
+        shared.add_pipe(inner)?;
+        shared.dispatcher.command(driver::Command::Pipe { shared: shared.clone() });
         Ok(outer)
     }
 

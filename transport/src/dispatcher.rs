@@ -267,7 +267,7 @@ impl Placement {
         match self {
             Self::RoundRobin => &from[turn.fetch_add(1, Ordering::Relaxed) % from.len()],
             Self::LeastLoaded => {
-                let load = |d: &&Dispatcher| d.shared.counters.connections.get() + d.shared.counters.handshakes.get();
+                let load = |d: &&Dispatcher| d.shared.counters.connections.get();
                 from.iter().min_by_key(load).expect("a set is never empty")
             }
         }

@@ -56,7 +56,7 @@ use crate::{
     Address, Error, ErrorKind, Result,
     connection::{self, DriverHalf, Outgoing},
     dispatcher::{self, SleepState},
-    event::{pipe::ReadyPipe, poller::Key},
+    event::poller::Key,
     plan::{FetchReply, PendingId},
     tcp,
 };
@@ -79,8 +79,8 @@ pub(crate) enum Command {
     AdoptMem { listener: Arc<ListenerShared>, peer: MemParty },
     /// The answer to it.
     MemAnswer { to: Key, peer: Result<MemParty> },
-    /// The dispatcher's end of a readiness pipe.
-    Pipe { shared: Arc<connection::Shared>, pipe: ReadyPipe },
+    /// A connection has new readiness pipes.
+    Pipe { shared: Arc<connection::Shared> },
     /// Fetch or refuse an announced body.
     Fetch { connection: Key, id: PendingId, reply: FetchReply },
     /// A local task.
@@ -99,14 +99,14 @@ impl Command {
             Self::Connect { half, .. } => half.shared.finish(stopped()),
             Self::Fetch { mut reply, .. } => reply.fail(stopped()),
             Self::AdoptMem { peer, .. } => peer.answer(Err(stopped())),
+            Self::Listen { listener, .. } => listener.close(stopped()),
+            Self::Adopt { listener, .. } => listener.handshake_over(),
+            Self::MemAnswer { peer, .. } => peer.into_iter().for_each(|peer| peer.shared.announce()),
             Self::Sleep(state) => state.fire(),
             // Dropping the reply says it.
             Self::ListenCm { .. }
-            | Self::Listen { .. }
             | Self::Unlisten { .. }
             | Self::ResumeAccept { .. }
-            | Self::Adopt { .. }
-            | Self::MemAnswer { .. }
             | Self::Pipe { .. }
             | Self::CancelSleep(_)
             | Self::Spawn(_) => {}

@@ -59,7 +59,7 @@ counters! {
     DispatcherStats, DispatcherCounters {
         /// Connections that are open or being opened or closed.
         connections,
-        /// Sockets whose handshake is not finished.
+        /// Those of them that are being opened.
         handshakes,
         /// Listeners.
         listeners,

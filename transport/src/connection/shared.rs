@@ -12,10 +12,10 @@ use atomic_waker::AtomicWaker;
 
 use super::{ConnectionInfo, Stall, sent::Completion};
 use crate::{
-    Error, Frame,
+    Error, Frame, Result,
     config::ConnectionConfig,
     dispatcher, driver,
-    event::poller::Key,
+    event::{pipe::ReadyPipe, poller::Key},
     queue::{self, Announce},
     stats::ConnectionCounters,
 };
@@ -83,6 +83,8 @@ pub(crate) struct Shared {
     pub(crate) counters: ConnectionCounters,
     /// The sending half of a TCP connection, which callers' threads may use directly.
     pub(crate) direct: OnceLock<Arc<Mutex<driver::SendHalf>>>,
+    /// Readiness pipes that the dispatcher has not taken yet. While a name is looked up it does not know the connection.
+    pipes: Mutex<Vec<ReadyPipe>>,
 }
 
 /// The largest window of frames: what the queue of received frames holds.
@@ -121,6 +123,7 @@ impl Shared {
             tell_bytes: AtomicU64::new((config.recv_window_bytes / 8).max(1)),
             counters: ConnectionCounters::default(),
             direct: OnceLock::new(),
+            pipes: Mutex::new(Vec::new()),
         }
     }
 
@@ -159,8 +162,28 @@ impl Shared {
         let _ = self.end.set(error);
         self.advance(Phase::Closed);
         self.queue.close();
+        // Dropping them is the error signal.
+        drop(self.take_pipes());
         self.reader.wake();
         self.wake_waiters();
+    }
+
+    /// Leaves a readiness pipe for the dispatcher.
+    ///
+    /// # Errors
+    /// The connection's end.
+    pub(super) fn add_pipe(&self, pipe: ReadyPipe) -> Result<()> {
+        self.pipes.lock().unwrap_or_else(|e| e.into_inner()).push(pipe);
+        // After the push: whoever ends the connection takes the pipes after it has set the end.
+        self.end().map_or(Ok(()), |end| {
+            drop(self.take_pipes());
+            Err(end.clone())
+        })
+    }
+
+    /// The readiness pipes that nobody has taken yet.
+    pub(crate) fn take_pipes(&self) -> Vec<ReadyPipe> {
+        std::mem::take(&mut *self.pipes.lock().unwrap_or_else(|e| e.into_inner()))
     }
 
     /// What the watchdog last found; `true` if that is news.

@@ -5,7 +5,7 @@ use std::{
     fmt,
     sync::{
         Arc, Mutex, OnceLock, Weak,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering, fence},
     },
     task::Waker,
     time::Duration,
@@ -139,6 +139,7 @@ impl ListenerShared {
     }
 
     fn made_room(self: &Arc<Self>) {
+        fence(Ordering::SeqCst);
         if self.paused.load(Ordering::Acquire) && self.paused.swap(false, Ordering::AcqRel) {
             self.home().command(Command::ResumeAccept { listener: self.clone() });
         }
@@ -149,7 +150,7 @@ impl ListenerShared {
     }
 
     /// A handshake is over, well or badly.
-    pub(super) fn handshake_over(self: &Arc<Self>) {
+    pub(crate) fn handshake_over(self: &Arc<Self>) {
         self.handshakes.fetch_sub(1, Ordering::AcqRel);
         self.made_room();
     }
@@ -283,7 +284,9 @@ impl Core {
             if shared.is_full() {
                 shared.paused.store(true, Ordering::Release);
                 self.io.shared.counters.accept_pauses.add(1);
-                // Room made between the look and the flag would go unnoticed.
+                // Room made between the look and the flag would go unnoticed. Pairs with the fence in `made_room`: either
+                // we see the room, or who made it sees the flag.
+                fence(Ordering::SeqCst);
                 if shared.is_full() {
                     break Ok(AcceptEnd::Drained);
                 }
@@ -441,6 +444,11 @@ impl Core {
         if let Some((handle, listener)) = conn.core.accepted.take() {
             listener.hand_out(handle);
             listener.handshake_over();
+        }
+        self.io.handshakes -= 1;
+        // The handshake may have read beyond its own end, up to the socket's: no edge comes for that again.
+        if let Err(error) = conn.read_control(&mut self.io) {
+            return self.end(key, error);
         }
         self.settle(key);
     }

@@ -49,6 +49,7 @@ impl Core {
     /// Takes a connection into the table.
     pub(super) fn adopt(&mut self, half: DriverHalf, opening: Opening) -> Key {
         let core = ConnCore::new(half, self.io.now);
+        self.io.handshakes += 1;
         let key = self.conns.insert(Conn { core, link: Link::Opening(Box::new(opening)) });
         if let Some(conn) = self.conns.get_mut(key) {
             conn.core.key = key;
@@ -56,6 +57,8 @@ impl Core {
             // A close that was wished before there was a key; see `Shared::announce`.
             std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
             conn.core.make_ready(&mut self.io);
+            let shared = conn.core.shared.clone();
+            self.add_pipes(&shared);
         }
         key
     }

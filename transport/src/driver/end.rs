@@ -74,6 +74,8 @@ impl Conn {
                 return Err(Error::new(ErrorKind::Closed, "closed before it was open"));
             }
             CloseWish::Graceful if self.link.is_open() && self.core.session.life.is_open() => {
+                // Before anything is counted for the goodbye; the wish is seen before the phase that comes with it.
+                self.core.shared.advance(Phase::Closing);
                 self.core.queue.close();
                 self.core.session.life.close(io.now, self.core.config.linger);
             }
@@ -205,6 +207,14 @@ impl Conn {
         Error::new(ErrorKind::Reset, "the peer's socket ended without a goodbye: its process has ended or given up")
     }
 
+    /// Reads the socket beside a UCX connection.
+    pub(super) fn read_control(&mut self, io: &mut Io) -> Result<()> {
+        match &mut self.link {
+            Link::Ucx(link) => read_control(link, &mut self.core, io.now),
+            _ => Ok(()),
+        }
+    }
+
     fn eof(&self) -> bool {
         match &self.link {
             Link::Tcp(link) => link.eof,
@@ -283,6 +293,8 @@ impl Core {
             return self.end(key, error);
         }
         conn.core.shared.finish(error);
+        // What comes from now on is read, so that the peer can go on to its end, but nobody receives it.
+        conn.core.deliver.close();
         let mut patience = LAST_WORD;
         match &mut conn.link {
             Link::Tcp(link) => {
@@ -340,7 +352,10 @@ impl Core {
     fn close_link(&mut self, key: Key) {
         let Some(mut conn) = self.conns.remove(key) else { return };
         match &mut conn.link {
-            Link::Opening(opening) => opening.close(&mut self.io),
+            Link::Opening(opening) => {
+                self.io.handshakes -= 1;
+                opening.close(&mut self.io);
+            }
             link => {
                 if let Some(backend) = link.backend() {
                     backend.close(&mut conn.core, &mut self.io);
@@ -435,10 +450,16 @@ impl Core {
         }
     }
 
-    /// A handle asked for a readiness pipe.
-    pub(super) fn add_pipe(&mut self, shared: &Arc<Shared>, mut pipe: ReadyPipe) {
-        // Gone already: dropping the inner end is the error signal.
+    /// A handle asked for readiness pipes. Before the connection is in the table they stay with it.
+    pub(super) fn add_pipes(&mut self, shared: &Arc<Shared>) {
         let Some(key) = shared.key() else { return };
+        for pipe in shared.take_pipes() {
+            self.add_pipe(key, pipe);
+        }
+    }
+
+    fn add_pipe(&mut self, key: Key, mut pipe: ReadyPipe) {
+        // Gone already: dropping the inner end is the error signal.
         let Some(conn) = self.conns.get_mut(key).filter(|c| c.core.shared.end().is_none()) else { return };
         let source = self.io.sources.insert(Source::Pipe(key));
         if let Err(error) = self.io.poller.add_readable(&pipe, source) {

@@ -81,6 +81,8 @@ pub(crate) struct Io {
     /// Connections that are to be ended, because it was found out where they can't be.
     pub(crate) doomed: Vec<(Key, Error)>,
     pub(crate) edges: Vec<Edge>,
+    /// Connections that are being opened.
+    pub(crate) handshakes: u64,
     /// Turns until the sockets are looked at again, and how many it will be next.
     pub(crate) turns_to_poll: u32,
     pub(crate) poll_distance: u32,
@@ -109,6 +111,7 @@ impl Io {
             ready: VecDeque::new(),
             doomed: Vec::new(),
             edges: Vec::new(),
+            handshakes: 0,
             turns_to_poll: 0,
             poll_distance: 1,
             hot: Vec::new(),
@@ -221,6 +224,7 @@ impl Io {
         let counters = &self.shared.counters;
         counters.connections.set(connections as u64);
         counters.sources.set(self.sources.len() as u64);
+        counters.handshakes.set(self.handshakes);
         counters.timers.set(self.timers.len() as u64);
         counters.ucx_inflight.set(self.ops.len() as u64);
         if !matches!(self.worker, WorkerSlot::Ready { .. }) {

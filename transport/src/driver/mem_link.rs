@@ -62,6 +62,13 @@ pub(crate) struct MemInbox {
     pub(crate) gone: Arc<AtomicBool>,
 }
 
+impl Drop for MemInbox {
+    fn drop(&mut self) {
+        // Also where it never came to a link: whoever took the other side in the meantime must see it.
+        self.gone.store(true, Ordering::Release);
+    }
+}
+
 /// Describes this side for the other, and keeps what it needs itself.
 pub(crate) fn party(core: &ConnCore) -> (MemParty, MemInbox) {
     let (inbox, messages) = bounded(INBOX);
@@ -122,7 +129,7 @@ impl MemLink {
                 self.peer.shared.announce();
                 Ok(())
             }
-            Err(_) if self.peer.gone.load(Ordering::Acquire) => Err(reset()),
+            Err(refused) if !refused.is_full() => Err(reset()),
             Err(_) => Err(Error::new(ErrorKind::Limit, "the peer's inbox is full of control frames")),
         }
     }

@@ -383,7 +383,7 @@ impl Core {
                 Command::Adopt { listener, stream } => self.adopt_stream(&listener, stream),
                 Command::AdoptMem { listener, peer } => self.adopt_mem(&listener, peer),
                 Command::MemAnswer { to, peer } => self.on_mem_answer(to, peer),
-                Command::Pipe { shared, pipe } => self.add_pipe(&shared, pipe),
+                Command::Pipe { shared } => self.add_pipes(&shared),
                 Command::Fetch { connection, id, reply } => self.fetch(connection, id, reply),
                 Command::Spawn(make) => spawned.tasks.push(make),
                 Command::Sleep(state) => self.arm_sleep(state),

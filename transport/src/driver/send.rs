@@ -142,11 +142,13 @@ pub(crate) struct SendHalf {
     waiting: VecDeque<(u64, Completion)>,
     put: u64,
     done: u64,
+    /// The connection has ended: nothing that is put here would go anywhere, nor complete.
+    closed: bool,
 }
 
 impl SendHalf {
     pub(crate) fn new(numbering: Numbering, writer: Writer, stream: Arc<Stream>, native: bool) -> Self {
-        Self { numbering, writer, stream, native, waiting: VecDeque::new(), put: 0, done: 0 }
+        Self { numbering, writer, stream, native, waiting: VecDeque::new(), put: 0, done: 0, closed: false }
     }
 
     /// Puts a data frame into the writer.
@@ -210,8 +212,9 @@ impl SendHalf {
         self.writer.pending_bytes() == 0 && !self.numbering.is_stalled()
     }
 
-    /// Lets go of everything unsent.
+    /// Lets go of everything unsent, and takes nothing more.
     pub(crate) fn clear(&mut self) {
+        self.closed = true;
         self.numbering.drop_stalled();
         self.waiting.clear();
         self.writer = Writer::new(&crate::tcp::Mode::Native);
@@ -229,7 +232,9 @@ pub(super) fn by_caller(shared: &connection::Shared, outgoing: Outgoing, len: u6
         Ok(half) => half,
         Err(TryLockError::WouldBlock | TryLockError::Poisoned(_)) => return Err(outgoing),
     };
-    if !shared.queue.is_empty() || !half.is_idle() || !half.numbering.take_credit(len) {
+    // The phase again, under the lock: whoever says goodbye or ends the connection counts under it what was sent.
+    let open = shared.phase() == Phase::Open && !half.closed;
+    if !open || !shared.queue.is_empty() || !half.is_idle() || !half.numbering.take_credit(len) {
         return Err(outgoing);
     }
     count_sent(shared, len);
@@ -278,6 +283,11 @@ impl Core {
         let Some(conn) = self.conns.get_mut(key) else { return };
         conn.core.is_ready = false;
         conn.core.shared.announce.begin_drain();
+        if conn.core.shared.end().is_some() {
+            // It lingers for its last word: there is nothing more to send, and what failed now would cut it short. A wish
+            // to abort is still one.
+            return self.settle(key);
+        }
         if let Err(error) = conn.serve(&mut self.io) {
             self.end(key, error);
         } else {
@@ -325,4 +335,43 @@ impl ConnCore {
 /// Locks a send half; a caller that panicked inside left nothing half-done that matters more than going on.
 pub(crate) fn lock(half: &Mutex<SendHalf>) -> std::sync::MutexGuard<'_, SendHalf> {
     half.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        ConnectionConfig, DispatcherConfig, LocalDispatcher,
+        connection::DriverHalf,
+        tcp::{FlushEnd, Mode},
+    };
+
+    /// An open connection over a socket pair, without a driver.
+    fn open(local: &LocalDispatcher) -> (crate::Connection, DriverHalf, Arc<Mutex<SendHalf>>, mio::net::UnixStream) {
+        let (connection, half) = connection::new(local.handle().shared, ConnectionConfig::default());
+        let (ours, theirs) = mio::net::UnixStream::pair().expect("pair");
+        let numbering = Numbering::new(Key { index: 1, generation: 1 }, None);
+        let send = SendHalf::new(numbering, Writer::new(&Mode::Native), Arc::new(Stream::Unix(ours)), true);
+        let send = Arc::new(Mutex::new(send));
+        assert!(half.shared.direct.set(send.clone()).is_ok());
+        half.shared.advance(Phase::Open);
+        (connection, half, send, theirs)
+    }
+
+    fn outgoing() -> Outgoing {
+        Outgoing { frame: Frame::from(&b"frame"[..]), done: None }
+    }
+
+    #[test]
+    fn a_caller_that_comes_too_late_gets_its_frame_back() {
+        let local = LocalDispatcher::new(DispatcherConfig::default()).expect("dispatcher");
+        let (_connection, half, send, _theirs) = open(&local);
+        assert!(by_caller(&half.shared, outgoing(), 5).is_ok());
+        // The connection ends between the caller's look at its phase and its lock: what it put into the writer then
+        // would stay there, and its completion would never come.
+        lock(&send).clear();
+        assert!(by_caller(&half.shared, outgoing(), 5).is_err());
+        let mut all = usize::MAX;
+        assert_eq!(lock(&send).flush(&mut all).expect("nothing to write"), FlushEnd::Done);
+    }
 }

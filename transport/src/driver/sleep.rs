@@ -76,6 +76,8 @@ impl Core {
             return None;
         }
         self.update_clock();
+        // Nobody else says for as long as it sleeps how things stand.
+        self.io.publish(self.conns.len());
         let detector = shared.config.detector.max(Duration::from_millis(1));
         let timer = self.io.timers.next().map(|at| at.saturating_duration_since(self.io.now));
         let longest = if armed { detector } else { NAP };

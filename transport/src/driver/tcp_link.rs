@@ -217,9 +217,18 @@ impl Backend for TcpLink {
 
     fn control(&mut self, _: &mut ConnCore, _: &mut Io, header: FrameHeader, payload: &[u8]) -> Result<()> {
         let mut half = lock(&self.half);
+        // What was left behind waits for room in the socket, whose edge will tell.
+        let blocked = half.writer.pending_bytes() > 0;
         half.put_control(header, payload);
+        if blocked {
+            if half.writer.pending_control() > MAX_UNREAD_CONTROL {
+                return Err(Error::new(ErrorKind::Limit, "the peer does not read the answers that it asks for"));
+            }
+            return Ok(());
+        }
         let mut bytes = usize::MAX;
-        half.flush(&mut bytes).map(drop)
+        half.flush(&mut bytes)?;
+        Ok(())
     }
 
     fn flush(&mut self, core: &mut ConnCore, io: &mut Io) -> Result<Pumped> {
@@ -311,6 +320,10 @@ impl StreamSink<'_> {
         &mut self.core.session
     }
 }
+
+/// Bytes of control frames that a peer may leave unread while it asks for more. Data is bounded by the queue, credit by the
+/// peer's data; answers to pings are not bounded by anything else.
+const MAX_UNREAD_CONTROL: usize = 1 << 20;
 
 /// Control frames of one read that wait to be answered. A peer that sends more without reading our answers is at fault.
 const MAX_CONTROLS: usize = 4096;

@@ -34,6 +34,8 @@ const MAX_INLINE: usize = 1024 - MAX_HEADER;
 /// Sends of one connection that UCX has not finished. More would only queue inside UCX, where nothing bounds them, and
 /// shared memory's arm says busy while anything is queued.
 pub(super) const MAX_INFLIGHT: u32 = 48;
+/// Control frames that a peer may leave unread in UCX's queues while it asks for more.
+const MAX_UNREAD_CONTROL: u32 = 16 << 10;
 
 /// From how many bytes a body goes by rendezvous, by the lane that carries it (`docs/decisions.md` has the measurements).
 pub(super) fn rendezvous_from(lanes: &str) -> u64 {
@@ -558,6 +560,9 @@ impl Backend for UcxLink {
     }
 
     fn control(&mut self, core: &mut ConnCore, io: &mut Io, header: FrameHeader, payload: &[u8]) -> Result<()> {
+        if self.inflight > MAX_INFLIGHT + MAX_UNREAD_CONTROL {
+            return Err(Error::new(ErrorKind::Limit, "the peer does not take the answers that it asks for"));
+        }
         self.copy(core, io, &header, [payload, &[]], None)
     }
 

@@ -195,7 +195,13 @@ impl Writer {
         self.pending
     }
 
-    /// Frames, control frames too, that the kernel took completely since the last call. Their buffers are dropped.
+    /// Bytes of control frames among them.
+    pub(crate) fn pending_control(&self) -> usize {
+        self.queue.as_ref().map_or(0, |queue| queue.control.staging.len() - queue.control.sent)
+    }
+
+    /// Data frames that the kernel took completely since the last call. Their buffers are dropped. Control frames don't
+    /// count: they overtake data, so a count of both would not say which data frames are gone.
     pub(crate) fn frames_done(&mut self) -> u64 {
         std::mem::take(&mut self.done)
     }
@@ -278,7 +284,7 @@ impl Queue {
         }
     }
 
-    /// Drops the first `sent` bytes, in the order in which [`Queue::write`] offers them; returns how many frames ended.
+    /// Drops the first `sent` bytes, in the order in which [`Queue::write`] offers them; returns how many data frames ended.
     fn consume(&mut self, mut sent: usize) -> u64 {
         let mut ended = 0;
         while sent > 0 {
@@ -287,7 +293,7 @@ impl Queue {
             let (taken, end) = self.lane(name).consume(sent);
             sent -= taken;
             self.begun = if end { None } else { Some(name) };
-            ended += u64::from(end);
+            ended += u64::from(end && name == LaneName::Data);
         }
         self.control.compact();
         self.data.compact();

@@ -274,17 +274,20 @@ impl Worker {
         self.close_now(place);
     }
 
-    /// Closes what waited for it and is settled.
+    /// Closes what waited for it and is settled; says how many, because a close is work that an armed worker must not sleep on.
     #[cold]
-    pub(super) fn close_settled(&mut self) {
+    pub(super) fn close_settled(&mut self) -> u32 {
+        let mut count = 0;
         loop {
             let core = self.core();
             let next = core.endpoints.borrow_mut().pop_settled();
             let Some(place) = next else { break };
             self.close_now(place);
+            count += 1;
         }
         let left = self.core().endpoints.borrow().closing.len();
         self.core().closing.set(left);
+        count
     }
 
     fn close_now(&mut self, place: NonNull<Slot>) {

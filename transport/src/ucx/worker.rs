@@ -235,10 +235,8 @@ impl Worker {
         let core = self.core();
         // SAFETY: the owning thread, not inside a callback (those have no `Worker`).
         let worked = unsafe { core.ucx.ucp_worker_progress(core.handle) };
-        if core.closing.get() > 0 {
-            self.close_settled();
-        }
-        returned + worked
+        let closed = if core.closing.get() > 0 { self.close_settled() } else { 0 };
+        returned + worked + closed
     }
 
     /// Asks for the event fd to become readable with the next event.
@@ -279,13 +277,14 @@ impl Worker {
         }
     }
 
-    /// Gives UCX back what was dropped since the last time.
+    /// Gives UCX back what was dropped since the last time; says how much of it somebody waits for.
     #[cold]
     pub(super) fn take_back(&mut self) -> u32 {
         let mut count = 0;
         let core = self.core();
         while let Some(item) = core.returns.pop() {
-            count += 1;
+            // Memory that comes back is no work: nobody waits for it, and nobody was woken for it.
+            count += u32::from(!matches!(item, Return::Eager(_)));
             let (desc, counter) = match item {
                 Return::Eager(desc) => (desc, &core.lent),
                 Return::Announced(desc) => (desc, &core.announced),
