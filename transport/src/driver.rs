@@ -13,6 +13,7 @@ mod events;
 mod io;
 mod mem_link;
 mod opening;
+mod pairing;
 mod receive;
 mod run;
 mod send;
