@@ -1,6 +1,9 @@
 //! Where a case runs: a backend, its settings, its dispatchers, and the accounts that must balance afterwards.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::atomic::{AtomicU32, Ordering},
+    time::{Duration, Instant},
+};
 
 use ucrpc::transport::{
     Address, Connection, ConnectionConfig, Dispatcher, DispatcherConfig, ListenConfig, Listener, Transport, WaitPolicy,
@@ -32,7 +35,7 @@ const ANY_PORT_UCX: &str = "ucx://127.0.0.1:0";
 /// Every transport that works without special hardware. `auto` is UCX found by negotiation, `auto-none` the fallback to
 /// TCP where there is no UCX.
 pub const BACKENDS: &[Backend] = &[
-    Backend { name: "mem", environment: NO_UCX, carrier: Carrier::Mem, address: "mem://contract", lanes: "mem" },
+    Backend { name: "mem", environment: NO_UCX, carrier: Carrier::Mem, address: "mem://", lanes: "mem" },
     Backend { name: "tcp", environment: NO_UCX, carrier: Carrier::Stream, address: "tcp://127.0.0.1:0", lanes: "tcp" },
     Backend { name: "unix", environment: NO_UCX, carrier: Carrier::Stream, address: "unix://", lanes: "unix" },
     ucx("ucx-tcp", &[("UCX_TLS", "tcp")], ANY_PORT_UCX, "tcp"),
@@ -69,8 +72,12 @@ impl Backend {
 
     /// An address to listen on.
     pub fn address(&self) -> Address {
+        // A listener that is dropped lets go of its name a moment later.
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let next = NEXT.fetch_add(1, Ordering::Relaxed);
         let text = match self.address {
-            "unix://" => format!("unix:///tmp/ucrpc-contract-{}.sock", std::process::id()),
+            "unix://" => format!("unix:///tmp/ucrpc-contract-{}-{next}.sock", std::process::id()),
+            "mem://" => format!("mem://contract-{next}"),
             other => other.to_owned(),
         };
         text.parse().expect("address")

@@ -15,6 +15,7 @@ mod hot;
 mod io;
 mod mem_link;
 mod opening;
+mod pairing;
 mod receive;
 mod run;
 mod send;

@@ -239,7 +239,8 @@ fn shutdown_with_data_in_flight(bed: &Bed) {
         block_for(Duration::from_secs(10), sent).expect("a result").ok();
     }
     let end = block_for(Duration::from_secs(10), server.closed()).expect("the peer hears of it");
-    assert!(matches!(end.kind(), ErrorKind::Reset | ErrorKind::PeerClosed), "{end}");
+    // UCX's own tcp lane calls a closed peer a timeout.
+    assert!(matches!(end.kind(), ErrorKind::Reset | ErrorKind::PeerClosed | ErrorKind::TimedOut), "{end}");
     assert_eq!(check_numbered(frame), (1, 0));
     assert!(client.send(&b"late"[..]).is_err());
     let late = own.client.connect(&own.backend.address(), ConnectionConfig::default());

@@ -77,6 +77,7 @@ fn client_hello() -> Vec<u8> {
         ucx: None,
         no_ucx_reason: None,
         keepalive_ms: 0,
+        least_endpoint: None,
     }))
 }
 

@@ -37,6 +37,7 @@ pub(super) fn hello(want: Want) -> ClientHello {
         ucx: None,
         no_ucx_reason: None,
         keepalive_ms: 0,
+        least_endpoint: None,
     }
 }
 

@@ -83,10 +83,13 @@ impl Opening {
         let options = SocketOptions::default();
         let stream = match (&self.address, self.more.pop_front()) {
             (Address::Unix(path), _) => tcp::dial_unix(path, &options)?,
-            (_, Some(address)) => match tcp::dial_tcp(address, &options) {
-                Ok(stream) => stream,
-                Err(error) => return self.dial_next(core, io, error),
-            },
+            (_, Some(address)) => {
+                self.current = Some(address);
+                match tcp::dial_tcp(address, &options) {
+                    Ok(stream) => stream,
+                    Err(error) => return self.dial_next(core, io, error),
+                }
+            }
             (_, None) => return Err(Error::new(ErrorKind::Unreachable, "the name has no further address")),
         };
         let source = io.sources.insert(Source::Socket(core.key));

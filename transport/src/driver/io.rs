@@ -8,7 +8,7 @@ use std::{
 
 use slab::Slab;
 
-use super::{accept::Listening, conn::Conn, table::Table, ucx_link::UcxOp};
+use super::{accept::Listening, conn::Conn, pairing::Pairing, table::Table, ucx_link::UcxOp};
 use crate::{
     Error, FallbackReason, Result,
     dispatcher::{self, SleepState},
@@ -70,6 +70,7 @@ pub(crate) struct Io {
     pub(crate) sources: Table<Source>,
     pub(crate) timers: Timers<Timer>,
     pub(crate) worker: WorkerSlot,
+    pub(crate) pairing: Pairing,
     pub(crate) ops: Slab<UcxOp>,
     /// Whose each open endpoint is.
     endpoints: HashMap<EndpointId, Key>,
@@ -104,6 +105,7 @@ impl Io {
             sources: Table::new(),
             timers: Timers::new(),
             worker: WorkerSlot::Unused,
+            pairing: Pairing::default(),
             ops: Slab::new(),
             endpoints: HashMap::new(),
             now: Instant::now(),
@@ -144,6 +146,7 @@ impl Io {
         self.shared.pool.set_registrar(Arc::new(context));
         let failed = |error: String| FallbackReason::Failed(error.into());
         let worker = ucx::Worker::new().map_err(|e| failed(e.to_string()))?;
+        self.pairing = Pairing::default();
         let source = self.sources.insert(Source::Worker);
         if let Err(error) = self.poller.add_readable(&worker.event_fd(), source) {
             self.sources.remove(source);
@@ -172,6 +175,24 @@ impl Io {
         }
         self.ops.clear();
         self.stuck_since = None;
+    }
+
+    /// The UCX worker, started if need be, and the numbers of its endpoints.
+    pub(crate) fn worker_and_pairing(&mut self) -> Result<(&mut ucx::Worker, &mut Pairing), FallbackReason> {
+        self.worker()?;
+        match &mut self.worker {
+            WorkerSlot::Ready { worker, .. } => Ok((worker, &mut self.pairing)),
+            WorkerSlot::Failed(reason) => Err(reason.clone()),
+            WorkerSlot::Unused => unreachable!("started above"),
+        }
+    }
+
+    /// Closes the endpoints that were made for nobody.
+    #[cold]
+    pub(crate) fn close_spares(&mut self) {
+        if let WorkerSlot::Ready { worker, .. } = &mut self.worker {
+            self.pairing.close_spares(worker);
+        }
     }
 
     /// The worker, if it runs.

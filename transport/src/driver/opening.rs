@@ -21,6 +21,7 @@ use super::{
     conn::Link,
     dial,
     mem_link::MemInbox,
+    pairing::NoEndpoint,
     send::Numbering,
     tcp_link::TcpLink,
     ucx_link::{self, UcxLink},
@@ -112,6 +113,10 @@ pub(crate) struct Opening {
     outbox: Vec<u8>,
     pub(super) stage: Stage,
     pub(super) deadline: Instant,
+    /// The address that is being tried.
+    pub(super) current: Option<SocketAddr>,
+    /// The last try found its endpoint's number in use: what the accepting side is asked for.
+    pub(super) least_endpoint: Option<u16>,
     /// Addresses to try after this one.
     pub(super) more: VecDeque<SocketAddr>,
     /// Counted by the listener until it is over.
@@ -196,6 +201,8 @@ impl Opening {
             outbox: Vec::new(),
             stage: Stage::Greeting,
             deadline,
+            current: None,
+            least_endpoint: None,
             more: VecDeque::new(),
             eof: false,
         }
@@ -230,7 +237,8 @@ impl Opening {
         if let Some(framer) = foreign {
             return Ok(self.open_stream(core, Some(framer), None, None));
         }
-        let hello = local(core, io, self.policy).client_hello(core.key.index, core.key.generation)?;
+        let mut hello = local(core, io, self.policy).client_hello(core.key.index, core.key.generation)?;
+        hello.least_endpoint = self.least_endpoint;
         self.say(&Message::ClientHello(hello))?;
         self.on_edge(core, io)
     }
@@ -354,10 +362,11 @@ impl Opening {
         match negotiate::answer(&local, hello) {
             Answer::Reject { code, text } => self.reject(code, text),
             Answer::AcceptTcp(reason) => self.accept_tcp(core, &local, terms, reason),
-            Answer::TryUcx(info) => match connect(core, io, &info) {
-                Ok(ep) => {
+            Answer::TryUcx(info) => match connect_back(core, io, &info, hello.least_endpoint) {
+                Ok((ep, number)) => {
                     let key = core.key;
-                    let accept = local.accept(hello::Transport::Ucx, None, key.index, key.generation);
+                    let mut accept = local.accept(hello::Transport::Ucx, None, key.index, key.generation);
+                    accept.endpoint = Some(number);
                     self.say(&Message::Accept(accept))?;
                     self.stage = Stage::Proving { ep, terms, deadline: self.deadline, started: io.now, proved: false };
                     Ok(Step::Wait)
@@ -399,11 +408,30 @@ impl Opening {
         match negotiate::judge(&local, accept)? {
             Verdict::Tcp(reason) => Ok(self.open_stream(core, None, Some(terms), reason)),
             Verdict::Decline(reason) => self.give_up_ucx(io, terms, reason),
-            Verdict::TryUcx(info) => match connect(core, io, &info) {
+            Verdict::TryUcx(info) => match connect(core, io, &info, accept.endpoint) {
                 Ok(ep) => self.prove(core, io, ep, terms),
-                Err(reason) => self.give_up_ucx(io, terms, reason),
+                Err(NoEndpoint::Taken(next)) if self.least_endpoint.is_none_or(|least| least < next) => {
+                    self.dial_above(core, io, next)
+                }
+                Err(NoEndpoint::Taken(_)) => {
+                    let text = "the other side insists on an endpoint that is in use here";
+                    self.give_up_ucx(io, terms, FallbackReason::Failed(text.into()))
+                }
+                Err(NoEndpoint::Failed(error)) => self.give_up_ucx(io, terms, unusable(&error)),
             },
         }
+    }
+
+    /// Asks the same listener again, for an endpoint of a number that is free here: both sides dialled each other at once,
+    /// or one of them gave a connection up.
+    fn dial_above(&mut self, core: &mut ConnCore, io: &mut Io, least: u16) -> Result<Step> {
+        self.close(io);
+        self.inbox.clear();
+        self.outbox.clear();
+        self.least_endpoint = Some(least);
+        self.more.extend(self.current.take());
+        self.more.rotate_right(1);
+        self.dial(core, io)
     }
 
     fn prove(&mut self, core: &ConnCore, io: &mut Io, ep: EndpointId, terms: Terms) -> Result<Step> {
@@ -421,11 +449,7 @@ impl Opening {
             return Err(self.on_cm_failed(error));
         }
         let Stage::Proving { terms, .. } = self.stage else { return Ok(Step::Wait) };
-        let reason = match error.kind() {
-            ErrorKind::Unreachable => FallbackReason::Unreachable(error.text().to_owned().into()),
-            _ => FallbackReason::Failed(error.to_string().into()),
-        };
-        self.give_up_ucx(io, terms, reason)
+        self.give_up_ucx(io, terms, unusable(error))
     }
 
     /// A deadline passed.
@@ -607,15 +631,33 @@ fn name_of(message: &Message) -> &'static str {
     }
 }
 
-/// Makes an endpoint to the worker that the peer described.
-fn connect(core: &ConnCore, io: &mut Io, info: &UcxInfo) -> Result<EndpointId, FallbackReason> {
-    let worker = io.worker()?;
-    let ep = worker.connect(&info.worker_address).map_err(|error| match error.kind() {
-        ErrorKind::Unreachable => FallbackReason::Unreachable(error.text().to_owned().into()),
-        _ => FallbackReason::Failed(error.to_string().into()),
-    })?;
+/// The endpoint to the worker that the accepting side described.
+fn connect(core: &ConnCore, io: &mut Io, info: &UcxInfo, number: Option<u16>) -> Result<EndpointId, NoEndpoint> {
+    let failed = |reason: FallbackReason| Error::new(ErrorKind::NoUcx, reason.to_string());
+    let (worker, pairing) = io.worker_and_pairing().map_err(failed)?;
+    let ep = pairing.dial(worker, &info.worker_address, number)?;
     io.own_endpoint(ep, core.key);
     Ok(ep)
+}
+
+/// An endpoint to the worker of a client, and its number.
+fn connect_back(
+    core: &ConnCore,
+    io: &mut Io,
+    info: &UcxInfo,
+    least: Option<u16>,
+) -> Result<(EndpointId, u16), FallbackReason> {
+    let (worker, pairing) = io.worker_and_pairing()?;
+    let (ep, number) = pairing.accept(worker, &info.worker_address, least).map_err(|error| unusable(&error))?;
+    io.own_endpoint(ep, core.key);
+    Ok((ep, number))
+}
+
+fn unusable(error: &Error) -> FallbackReason {
+    match error.kind() {
+        ErrorKind::Unreachable => FallbackReason::Unreachable(error.text().to_owned().into()),
+        _ => FallbackReason::Failed(error.to_string().into()),
+    }
 }
 
 fn send_proof(io: &mut Io, ep: EndpointId, terms: Terms, kind: Kind) -> Result<()> {

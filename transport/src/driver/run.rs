@@ -343,6 +343,7 @@ impl Core {
             worked |= self.fire_timers();
             self.io.publish(self.conns.len());
             self.io.replace_stuck_worker();
+            self.close_spares();
         }
         worked |= self.serve_ready();
         while let Some((key, error)) = self.io.doomed.pop() {
@@ -350,6 +351,13 @@ impl Core {
             self.end(key, error);
         }
         worked
+    }
+
+    /// Endpoints that a handshake made for others go when no handshake is left that may ask for them.
+    fn close_spares(&mut self) {
+        if self.io.pairing.has_spares() && self.conns.values().all(|conn| conn.link.is_open()) {
+            self.io.close_spares();
+        }
     }
 
     /// Serves connections from the ready ring and the local list, in turn.
