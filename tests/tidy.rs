@@ -16,7 +16,8 @@ const FUNCTION_LINES: usize = 70;
 /// Files that may be longer.
 const LONG_FILES: &[(&str, usize, &str)] = &[
     ("transport/src/driver/opening.rs", 640, "one state machine of the negotiation, both roles; to be split"),
-    ("transport/src/driver/ucx_link.rs", 700, "the ucx link's two halves; to be split"),
+    ("transport/src/driver/ucx_link.rs", 800, "the ucx link's two halves; to be split"),
+    ("transport/src/driver/cm_link.rs", 600, "Curve's messages in both directions; to be split"),
 ];
 
 /// Functions that may be longer.
@@ -192,7 +193,8 @@ fn unsafe_stays_in_its_rooms_and_says_why() {
             || UNSAFE_TESTS.iter().any(|(path, _)| *path == source.path);
         let lines: Vec<&str> = source.text.lines().collect();
         for (i, line) in lines.iter().enumerate() {
-            let code = line.split("//").next().unwrap_or_default();
+            // What stands between quotes is no code.
+            let code: String = line.split("//").next().unwrap_or_default().split('"').step_by(2).collect();
             let has = |word: &str| code.split(|c: char| !c.is_alphanumeric() && c != '_').any(|w| w == word);
             if !has("unsafe") {
                 continue;

@@ -71,9 +71,8 @@ fn sleeps_end_on_time_and_with_their_dispatcher() {
         .await;
     });
     assert!(start.elapsed() >= Duration::from_millis(20));
-    let mut armed = None;
-    local.block_on(async { armed = Some(polled(&dispatcher, HOUR)) });
-    let mut armed = armed.unwrap();
+    #[allow(clippy::async_yields_async, reason = "it outlives the dispatcher, which is the point")]
+    let mut armed = local.block_on(async { polled(&dispatcher, HOUR) });
     drop(local);
     assert_eq!(armed.as_mut().poll(&mut Context::from_waker(Waker::noop())), Poll::Ready(()));
     let mut late = pin!(dispatcher.sleep_until(start + HOUR));
