@@ -50,9 +50,9 @@ impl Generator {
         put!(buf, "pub mod {module}_client {{");
         put!(buf, "{ALLOW}");
         put!(buf, "    use {runtime} as rpc;");
-        write_docs(buf, &service.comments, 1, &format!("Client of the service `{full}`, over a channel `C`."));
+        write_docs(buf, &service.comments, 1, &format!("Client of the service `{full}`, over a channel, or a stand-in `C` for one."));
         put!(buf, "    #[derive(Debug, Clone)]");
-        put!(buf, "    pub struct {name}Client<C> {{");
+        put!(buf, "    pub struct {name}Client<C = rpc::Channel> {{");
         put!(buf, "        caller: C,");
         put!(buf, "    }}");
         put!(buf, "    impl<C: rpc::client::RawCaller> {name}Client<C> {{");
@@ -66,7 +66,7 @@ impl Generator {
             let proto_name = &method.proto_name;
             let mut last = format!("Calls `{full}/{proto_name}`.");
             if is_streaming(method) {
-                last.push_str(" Opens a stream: set this side's half with `Call::stream`.");
+                last.push_str(" Opens a stream: end the call with `open_stream`.");
             }
             write_docs(buf, &method.comments, 2, &last);
             put!(

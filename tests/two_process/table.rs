@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, sync::Mutex, time::Duration};
 
 use crate::process::Line;
 
-static ROWS: Mutex<BTreeMap<(String, String), Vec<(Duration, Duration)>>> = Mutex::new(BTreeMap::new());
+/// By two names; the times of each run.
+type Rows = BTreeMap<(String, String), Vec<(Duration, Duration)>>;
+
+static ROWS: Mutex<Rows> = Mutex::new(BTreeMap::new());
 
 /// The bar for noticing that a peer is gone.
 const BAR: Duration = Duration::from_secs(3);

@@ -282,6 +282,25 @@ impl Sender {
         self.push(Outgoing { frame: frame.into(), done: None })
     }
 
+    /// Like [`Sender::send`], but leaves the writing to the dispatcher's next turn: frames that are sent one after the
+    /// other go out in one system call.
+    ///
+    /// # Errors
+    /// As [`Sender::send`].
+    pub fn send_deferred(&self, frame: impl Into<Frame>) -> Result<(), SendError> {
+        let outgoing = Outgoing { frame: frame.into(), done: None };
+        let len = outgoing.frame.len();
+        match too_large(self.shared(), &outgoing.frame, len) {
+            Some(error) => Err(SendError::TooLarge(outgoing.frame, error)),
+            None => self.enqueue(outgoing, len),
+        }
+    }
+
+    /// The dispatcher that the connection belongs to.
+    pub fn dispatcher(&self) -> crate::Dispatcher {
+        crate::Dispatcher { shared: self.shared().dispatcher.clone() }
+    }
+
     /// Like [`Sender::send`], and tells when the transport is done with the frame's memory: it is in the kernel's
     /// socket buffer, or UCX has completed the operation (a rendezvous completes when the peer has fetched it).
     ///
@@ -459,6 +478,11 @@ impl Sender {
             Ok(()) => return Ok(()),
             Err(outgoing) => outgoing,
         };
+        self.enqueue(outgoing, len)
+    }
+
+    fn enqueue(&self, outgoing: Outgoing, len: u64) -> Result<(), SendError> {
+        let shared = self.shared();
         match shared.queue.push(outgoing, len) {
             Ok(()) => {
                 shared.announce();

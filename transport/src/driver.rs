@@ -11,6 +11,7 @@ mod conn;
 mod dial;
 mod end;
 mod events;
+mod hot;
 mod io;
 mod mem_link;
 mod opening;

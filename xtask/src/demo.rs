@@ -68,7 +68,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, String> {
             }
         }
     }
-    report::table(&["address and lanes", "bytes", "p50 us", "p99 us", "round trips/s"], &rows, 1);
+    report::table(&["address and lanes", "bytes", "p50 us", "p99 us", "round trips/s"], &rows, &[1, 2, 3, 4]);
     if !Need::Ucx.is_met() {
         notes.push(format!("no UCX library on this machine: {}", Need::Ucx.remedy()));
     }

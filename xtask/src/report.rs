@@ -1,7 +1,7 @@
 //! Tables for people.
 
-/// Prints rows under a header, columns as wide as they need to be. The first `left` columns are flush left.
-pub(crate) fn table(header: &[&str], rows: &[Vec<String>], left: usize) {
+/// Prints rows under a header, columns as wide as they need to be. The columns in `right`, numbers, are flush right.
+pub(crate) fn table(header: &[&str], rows: &[Vec<String>], right: &[usize]) {
     let columns = header.len();
     let width = |i: usize| {
         let cells = rows.iter().filter_map(|row| row.get(i)).map(|cell| cell.chars().count());
@@ -12,7 +12,7 @@ pub(crate) fn table(header: &[&str], rows: &[Vec<String>], left: usize) {
         let mut text = String::new();
         for (i, cell) in cells.iter().enumerate() {
             let pad = " ".repeat(widths[i].saturating_sub(cell.chars().count()));
-            text += &if i < left { format!("{cell}{pad}  ") } else { format!("{pad}{cell}  ") };
+            text += &if right.contains(&i) { format!("{pad}{cell}  ") } else { format!("{cell}{pad}  ") };
         }
         println!("{}", text.trim_end());
     };

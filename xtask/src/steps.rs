@@ -134,7 +134,7 @@ pub(crate) const STEPS: &[Step] = &[
                 "-D",
                 "warnings",
             ]),
-            line(&["cargo", "test", "-p", "ucrpc-transport", "--features", "tokio", "tokio"]),
+            line(&["cargo", "test", "-p", "ucrpc", "--test", "tokio"]),
         ],
         ..STEP
     },

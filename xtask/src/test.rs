@@ -94,7 +94,7 @@ fn sum_up(done: &[Done], took: Duration) {
     }
     println!();
     let rows: Vec<Vec<String>> = done.iter().map(row).collect();
-    report::table(&["step", "result", "time", "note"], &rows, 2);
+    report::table(&["step", "result", "time", "note"], &rows, &[2]);
     println!("\n{} steps in {} s", done.len(), took.as_secs());
 }
 

@@ -33,9 +33,9 @@ pub mod echo_service_client {
     ///
     /// Has a second paragraph, `code` and "quotes".
     ///
-    /// Client of the service `ucrpc.test.EchoService`, over a channel `C`.
+    /// Client of the service `ucrpc.test.EchoService`, over a channel, or a stand-in `C` for one.
     #[derive(Debug, Clone)]
-    pub struct EchoServiceClient<C> {
+    pub struct EchoServiceClient<C = rpc::Channel> {
         caller: C,
     }
     impl<C: rpc::client::RawCaller> EchoServiceClient<C> {
@@ -96,7 +96,7 @@ pub mod echo_service_client {
         }
         /// Talks back and forth.
         ///
-        /// Calls `ucrpc.test.EchoService/Chat`. Opens a stream: set this side's half with `Call::stream`.
+        /// Calls `ucrpc.test.EchoService/Chat`. Opens a stream: end the call with `open_stream`.
         pub fn chat(
             &self,
             request: super::EchoRequest,
@@ -327,9 +327,9 @@ pub mod http_empty_v2_client {
         clippy::all
     )]
     use ::ucrpc_rpc as rpc;
-    /// Client of the service `ucrpc.test.HTTPEmptyV2`, over a channel `C`.
+    /// Client of the service `ucrpc.test.HTTPEmptyV2`, over a channel, or a stand-in `C` for one.
     #[derive(Debug, Clone)]
-    pub struct HttpEmptyV2Client<C> {
+    pub struct HttpEmptyV2Client<C = rpc::Channel> {
         caller: C,
     }
     impl<C: rpc::client::RawCaller> HttpEmptyV2Client<C> {

@@ -390,6 +390,12 @@ impl Core {
             return self.on_opening_edge(key);
         }
         let result = conn.on_socket(&mut self.io, edge);
+        self.after_socket(key, result);
+    }
+
+    /// A connection's socket was read, or tried.
+    pub(super) fn after_socket(&mut self, key: Key, result: Result<()>) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
         if conn.core.shared.end().is_some() {
             // Only the last word was waited for.
             if result.is_err() || conn.eof() {

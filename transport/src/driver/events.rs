@@ -178,7 +178,10 @@ impl Core {
     pub(super) fn act_on(&mut self, mut edges: Vec<Edge>) {
         for edge in edges.drain(..) {
             match self.io.sources.get(edge.key).copied() {
-                Some(Source::Socket(key)) => self.on_socket(key, &edge),
+                Some(Source::Socket(key)) => {
+                    self.heat(key, &edge);
+                    self.on_socket(key, &edge);
+                }
                 Some(Source::Pipe(key)) => self.on_pipe(key, edge.key),
                 Some(Source::Listener(key)) => self.accept(key),
                 // Progress does the work; the edge has done its part by ending the sleep.

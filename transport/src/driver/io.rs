@@ -49,6 +49,13 @@ pub(crate) enum Timer {
     Sleep(Arc<SleepState>),
 }
 
+/// A stream connection that was read lately.
+pub(crate) struct Hot {
+    pub(crate) key: Key,
+    /// Turns since it had something.
+    pub(crate) idle: u32,
+}
+
 /// The UCX worker, made when the first connection needs it.
 pub(crate) enum WorkerSlot {
     Unused,
@@ -74,7 +81,11 @@ pub(crate) struct Io {
     /// Connections that are to be ended, because it was found out where they can't be.
     pub(crate) doomed: Vec<(Key, Error)>,
     pub(crate) edges: Vec<Edge>,
+    /// Turns until the sockets are looked at again, and how many it will be next.
     pub(crate) turns_to_poll: u32,
+    pub(crate) poll_distance: u32,
+    /// Stream connections that are read in each turn.
+    pub(crate) hot: Vec<Hot>,
     /// Sleeps given up in a row because UCX's descriptor was ready and nothing was found.
     pub(crate) useless_edges: u32,
     /// Times in a row that UCX said busy when it was to be armed, and how many turns had found work by then.
@@ -99,6 +110,8 @@ impl Io {
             doomed: Vec::new(),
             edges: Vec::new(),
             turns_to_poll: 0,
+            poll_distance: 1,
+            hot: Vec::new(),
             useless_edges: 0,
             busy_arms: (0, 0),
             stuck_since: None,

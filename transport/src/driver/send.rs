@@ -165,6 +165,24 @@ impl SendHalf {
         }
     }
 
+    /// Writes a data frame at once; nothing may be queued. What the kernel does not take is queued.
+    pub(crate) fn send_now(&mut self, out: Outgoing, credit: Option<Credit>) -> Result<FlushEnd> {
+        let (mut bytes, mut len) = ([0; MAX_HEADER], 0);
+        if self.native {
+            let body = out.frame.body.len();
+            len = self.numbering.header(&out.frame, body, credit).encode(&mut bytes);
+        } else {
+            self.numbering.next = self.numbering.next.wrapping_add(1);
+        }
+        self.put += 1;
+        if let Some(done) = out.done {
+            self.waiting.push_back((self.put, done));
+        }
+        let end = self.writer.send_now(&self.stream, &bytes[..len], out.frame.head, out.frame.body)?;
+        self.tell_done();
+        Ok(end)
+    }
+
     /// Puts a control frame into the writer, ahead of data.
     pub(crate) fn put_control(&mut self, header: FrameHeader, payload: &[u8]) {
         let mut bytes = [0; MAX_HEADER];
@@ -175,13 +193,17 @@ impl SendHalf {
     /// Writes what the kernel takes, and tells the completions of what it took.
     pub(crate) fn flush(&mut self, budget: &mut usize) -> Result<FlushEnd> {
         let end = self.writer.flush(&self.stream, budget)?;
+        self.tell_done();
+        Ok(end)
+    }
+
+    fn tell_done(&mut self) {
         self.done += self.writer.frames_done();
         while self.waiting.front().is_some_and(|(number, _)| *number <= self.done) {
             if let Some((_, done)) = self.waiting.pop_front() {
                 done.complete(Ok(()));
             }
         }
-        Ok(end)
     }
 
     pub(crate) fn is_idle(&self) -> bool {
@@ -211,10 +233,8 @@ pub(super) fn by_caller(shared: &connection::Shared, outgoing: Outgoing, len: u6
         return Err(outgoing);
     }
     count_sent(shared, len);
-    shared.counters.written_by_caller.add_shared(1);
-    half.put(outgoing, None);
-    let mut budget = shared.dispatcher.config.turn_bytes;
-    match half.flush(&mut budget) {
+    shared.counters.written_by_caller.add(1);
+    match half.send_now(outgoing, None) {
         // What is left goes on at the writable edge that a full socket makes.
         Ok(FlushEnd::Done | FlushEnd::WouldBlock) => {}
         // The dispatcher goes on, or finds the error for itself.
@@ -226,10 +246,10 @@ pub(super) fn by_caller(shared: &connection::Shared, outgoing: Outgoing, len: u6
     Ok(())
 }
 
-/// Counts a data frame. Several threads may do so on a stream connection.
+/// Counts a data frame. On a stream connection several threads send, each under the send half's lock: one at a time.
 pub(crate) fn count_sent(shared: &Shared, len: u64) {
-    shared.counters.frames_sent.add_shared(1);
-    shared.counters.bytes_sent.add_shared(len);
+    shared.counters.frames_sent.add(1);
+    shared.counters.bytes_sent.add(len);
 }
 
 impl Core {

@@ -199,8 +199,11 @@ impl Wake for RootWaker {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        self.woken.store(true, Ordering::SeqCst);
-        if !super::is_current(self.dispatcher.id) {
+        if super::is_current(self.dispatcher.id) {
+            // The loop that looks at it is this thread.
+            self.woken.store(true, Ordering::Relaxed);
+        } else {
+            self.woken.store(true, Ordering::SeqCst);
             self.dispatcher.nudge();
         }
     }

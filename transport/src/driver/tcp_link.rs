@@ -77,22 +77,20 @@ impl TcpLink {
             return Err(outgoing);
         }
         count_sent(&core.shared, len);
-        half.put(outgoing, core.credit_due(Urgency::Piggyback));
-        let mut budget = usize::MAX;
-        Ok(half.flush(&mut budget).map(drop))
+        Ok(half.send_now(outgoing, core.credit_due(Urgency::Piggyback)).map(drop))
     }
 
-    /// Reads until the socket is empty or the turn's budget is spent.
-    pub(super) fn read(&mut self, core: &mut ConnCore, io: &mut Io) -> Result<()> {
+    /// Reads until the socket is empty or the turn's budget is spent; whether there was anything.
+    pub(super) fn read(&mut self, core: &mut ConnCore, io: &mut Io) -> Result<bool> {
         self.unread = true;
         self.read_again(core, io)
     }
 
-    /// Goes on reading, if something stopped it before the socket was empty.
-    pub(super) fn read_again(&mut self, core: &mut ConnCore, io: &mut Io) -> Result<()> {
+    /// Goes on reading, if something stopped it before the socket was empty; whether there was anything.
+    pub(super) fn read_again(&mut self, core: &mut ConnCore, io: &mut Io) -> Result<bool> {
         self.retry_quota(core, io);
         if !self.unread || self.waiting.is_some() || self.eof {
-            return Ok(());
+            return Ok(false);
         }
         let full = |core: &ConnCore| {
             core.deliver.bytes() >= core.config.recv_window_bytes
@@ -100,10 +98,11 @@ impl TcpLink {
         };
         if !self.native && full(core) {
             self.throttled = true;
-            return Ok(());
+            return Ok(false);
         }
         self.throttled = false;
-        let mut budget = io.shared.config.turn_bytes.max(1);
+        let all = io.shared.config.turn_bytes.max(1);
+        let mut budget = all;
         let mut scratch = std::mem::take(&mut io.scratch);
         let before = core.shared.counters.frames_received.get();
         let mut sink = StreamSink {
@@ -119,8 +118,11 @@ impl TcpLink {
         if core.shared.counters.frames_received.get() != before {
             core.shared.reader.wake();
         }
-        core.heard(io.now);
-        core.reassure(io);
+        let heard = budget < all;
+        if heard {
+            core.heard(io.now);
+            core.reassure(io);
+        }
         if let Some(credit) = granted {
             lock(&self.half).numbering.give(credit)?;
             core.make_ready(io);
@@ -132,9 +134,12 @@ impl TcpLink {
             ReadEnd::Drained => self.unread = false,
             ReadEnd::Budget => core.make_ready(io),
             ReadEnd::Paused => {}
-            ReadEnd::Eof { mid_frame } => self.on_eof(mid_frame)?,
+            ReadEnd::Eof { mid_frame } => {
+                self.on_eof(mid_frame)?;
+                return Ok(true);
+            }
         }
-        Ok(())
+        Ok(heard)
     }
 
     /// Ends the stream after what the writer has begun; what waits in the queue is dropped. `false`: not yet.

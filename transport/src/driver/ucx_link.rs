@@ -184,23 +184,32 @@ impl UcxLink {
             return self.copy(core, io, &header, [&frame.head, &body], done);
         }
         if body_len == 0 {
+            let mode = self.mode(frame.head.len());
             let payload = Payload::Bytes(frame.head);
-            return self.own(core, io, &header, &[], payload, done);
+            return self.own(core, io, &header, &[], (payload, mode), done);
         }
         let payload = gather(io, frame.body)?;
+        let mode = self.mode(body_len as usize);
         if frame.head.len() <= MAX_INLINE {
             header.place = HeadPlace::InHeader;
-            return self.own(core, io, &header, &frame.head, payload, done);
+            return self.own(core, io, &header, &frame.head, (payload, mode), done);
         }
         let mut before = core.control_header(Kind::Head, header.seq);
         before.credit = None;
         if frame.head.len() as u64 <= SMALL {
             self.copy(core, io, &before, [&frame.head, &[]], None)?;
         } else {
-            self.own(core, io, &before, &[], Payload::Bytes(frame.head), None)?;
+            // An eager body would be there before a head that has to be fetched.
+            let head_mode = if mode == Mode::Eager { mode } else { self.mode(frame.head.len()) };
+            self.own(core, io, &before, &[], (Payload::Bytes(frame.head), head_mode), None)?;
         }
         header.place = HeadPlace::Before;
-        self.own(core, io, &header, &[], payload, done)
+        self.own(core, io, &header, &[], (payload, mode), done)
+    }
+
+    /// How a message of `len` bytes goes.
+    fn mode(&self, len: usize) -> Mode {
+        if len as u64 >= self.rendezvous_from { Mode::Rendezvous } else { Mode::Eager }
     }
 
     #[inline]
@@ -229,7 +238,7 @@ impl UcxLink {
         io: &mut Io,
         header: &FrameHeader,
         head: &[u8],
-        payload: Payload,
+        (payload, mode): (Payload, Mode),
         done: Option<Completion>,
     ) -> Result<()> {
         let mut fixed = [0; MAX_HEADER];
@@ -237,11 +246,6 @@ impl UcxLink {
         let mut bytes = [0; MAX_HEADER + MAX_INLINE];
         bytes[..len].copy_from_slice(&fixed[..len]);
         bytes[len..len + head.len()].copy_from_slice(head);
-        let size = match &payload {
-            Payload::Bytes(bytes) => bytes.len(),
-            Payload::Pool(buf) => buf.len(),
-        } as u64;
-        let mode = if size >= self.rendezvous_from { Mode::Rendezvous } else { Mode::Eager };
         if mode == Mode::Rendezvous {
             core.shared.counters.rendezvous_sent.add(1);
         }

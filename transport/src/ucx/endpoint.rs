@@ -231,7 +231,7 @@ impl Worker {
         let before = slot.reply.replace(true);
         let sent = self.send_copy(id, header, [&[], &[]], token);
         slot.reply.set(before);
-        sent?;
+        let _ = sent?;
         self.settle(place);
         Ok(())
     }
