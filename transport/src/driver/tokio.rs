@@ -81,7 +81,7 @@ pub(super) async fn run<F: Future>(local: &LocalDispatcher, future: F) -> Result
 }
 
 /// Registers a descriptor with tokio's reactor.
-#[allow(deprecated, reason = "the replacement is `unsafe` for the sake of types that can close their descriptor")]
+#[allow(deprecated, reason = "its successor asks for a promise that an owned descriptor keeps by itself")]
 fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     AsyncFd::with_interest(fd, Interest::READABLE)
 }
