@@ -51,7 +51,7 @@ impl InMemory {
     fn carry(&self, call: RawCall) -> Result<RawResponse, Status> {
         let started = Instant::now();
         let correlation_id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let attempt = AttemptMeta { correlation_id, authentication_data: Some(b"secret") };
+        let attempt = AttemptMeta { correlation_id, authentication_data: Some(b"secret"), ..AttemptMeta::default() };
         let head = encode_request(&call.method, call.message, &call.options, attempt, started, &self.limits)?;
         let request = Bytes::from([head.bytes, call.options.attachment.into_bytes()].concat());
         let response = self.serve(request.clone());
@@ -162,7 +162,7 @@ impl EchoService for Echo {
         stream: StreamOffer<EchoRequest, EchoResponse>,
     ) -> Result<EchoResponse, Status> {
         let stream_id = stream.settings().stream_id + 1000;
-        stream.accept(context, StreamSettings { stream_id, writable: true, ..StreamSettings::default() });
+        stream.accept_with_settings(context, StreamSettings { stream_id, writable: true, ..StreamSettings::default() });
         Ok(EchoResponse { text: request.text, stamp: None })
     }
 }

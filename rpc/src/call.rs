@@ -14,9 +14,10 @@ pub use deadline::Deadline;
 pub use inherit::{Inherited, Trace};
 pub use metadata::{Metadata, MetadataError};
 
-use crate::Status;
 use crate::codec::{ChecksumType, CompressType};
+use crate::streaming::{self, StreamConfig, Streams};
 use crate::wire::{RequestMeta, RpcMeta, Segments, StreamSettings, UserFields};
+use crate::{Code, Status};
 
 /// The name of a method on the wire.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -99,8 +100,24 @@ pub struct CallContext {
     request_id: Option<Arc<str>>,
     authentication_data: Option<Bytes>,
     stream: Option<StreamSettings>,
+    streams: Option<StreamHost>,
     /// What goes into the response. Not sent if the call fails.
     pub response: ResponseParts,
+}
+
+/// Where a handler's stream would live: the connection that its call came on.
+#[derive(Clone)]
+pub(crate) struct StreamHost {
+    pub(crate) streams: Arc<Streams>,
+    pub(crate) sender: ucrpc_transport::Sender,
+    /// The stream that was accepted.
+    pub(crate) accepted: Option<Arc<streaming::Core>>,
+}
+
+impl std::fmt::Debug for StreamHost {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StreamHost").field("accepted", &self.accepted.is_some()).finish_non_exhaustive()
+    }
 }
 
 impl CallContext {
@@ -116,6 +133,7 @@ impl CallContext {
             request_id: None,
             authentication_data: None,
             stream: None,
+            streams: None,
             response: ResponseParts::default(),
         }
     }
@@ -192,6 +210,25 @@ impl CallContext {
         self.stream.as_ref()
     }
 
+    pub(crate) fn set_stream_host(&mut self, host: StreamHost) {
+        self.streams = Some(host);
+    }
+
+    /// The stream that the handler accepted.
+    pub(crate) fn accepted_stream(&self) -> Option<&Arc<streaming::Core>> {
+        self.streams.as_ref()?.accepted.as_ref()
+    }
+
+    /// Accepts the stream that the call offers.
+    pub(crate) fn accept_stream(&mut self, config: StreamConfig) -> Result<streaming::ByteStream, Status> {
+        let none = || Status::new(Code::EREQUEST, "the call offers no stream, or it was accepted before");
+        let host = self.streams.as_mut().filter(|host| host.accepted.is_none()).ok_or_else(none)?;
+        let core = host.streams.open(&host.sender, config, self.stream.as_ref())?;
+        self.response.stream = Some(core.settings());
+        host.accepted = Some(core.clone());
+        Ok(streaming::ByteStream::new(core))
+    }
+
     /// Shortens the deadline; one that is later than the caller's changes nothing.
     pub fn limit_deadline(&mut self, deadline: Deadline) {
         self.deadline = self.deadline.min(deadline);
@@ -232,6 +269,8 @@ pub struct CallStats {
     pub latency: std::time::Duration,
     /// Attempts that were sent, hedged ones included.
     pub attempts: u32,
+    /// Attempts after a failed one.
+    pub retries: u32,
     /// Bytes of all frames sent for the call.
     pub bytes_sent: u64,
     /// Bytes of the response's frame.

@@ -162,7 +162,12 @@ impl<C: RawCaller, Req: Message, Resp: Message + Default> Call<C, Req, Resp> {
         caller.block_on(self.into_future())
     }
 
-    fn start(mut self) -> Result<C::Future, Status> {
+    fn start(self) -> Result<C::Future, Status> {
+        self.into_raw().map(|(caller, call)| caller.call(call))
+    }
+
+    /// The call with its message serialized and its deadline known.
+    pub(crate) fn into_raw(mut self) -> Result<(C, RawCall), Status> {
         if let Some(error) = self.refused {
             return Err(Status::new(Code::EREQUEST, error.to_string()));
         }
@@ -180,7 +185,7 @@ impl<C: RawCaller, Req: Message, Resp: Message + Default> Call<C, Req, Resp> {
         }));
         let names = self.method.len() + options.metadata.bytes();
         let message = MessageBuf::encode(&self.request, names);
-        Ok(self.caller.call(RawCall { method: self.method, message, options: self.options }))
+        Ok((self.caller, RawCall { method: self.method, message, options: self.options }))
     }
 }
 
@@ -239,7 +244,7 @@ impl Wake for Unpark {
 }
 
 /// Polls a future on this thread, parked between polls.
-fn park_on<F: Future>(future: F) -> F::Output {
+pub(crate) fn park_on<F: Future>(future: F) -> F::Output {
     let mut future = std::pin::pin!(future);
     let waker = Waker::from(Arc::new(Unpark(thread::current())));
     let mut cx = Context::from_waker(&waker);

@@ -11,7 +11,8 @@ use prost::Message;
 pub use checksum::{ChecksumType, crc32c_value};
 pub use compress::{CompressError, CompressType, DecompressError};
 pub use decode::{decode_request, decode_response};
-pub use encode::{AttemptMeta, encode_request, encode_response};
+pub use encode::{AttemptMeta, encode_request, encode_response, encode_response_with};
+pub(crate) use encode::{encode_error, encode_signal};
 
 use crate::{Code, Status};
 

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::call::{CallContext, Reply};
+use crate::streaming::{ByteStream, MessageStream, StreamConfig};
 use crate::{Code, Status};
 
 /// A method's place among its service's methods.
@@ -107,8 +108,28 @@ impl<In, Out> StreamOffer<In, Out> {
         &self.settings
     }
 
-    /// Accepts the stream with this side's settings; they travel with the response. Not accepting is to drop the offer.
-    pub fn accept(self, context: &mut CallContext, settings: crate::wire::StreamSettings) {
+    /// Accepts the stream; its settings travel with the response. Not accepting is to drop the offer.
+    ///
+    /// Nothing can be written before the handler has returned: the response goes first.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::ELIMIT`] if the connection has too many streams; [`Code::EREQUEST`] if no server carries the call.
+    pub fn accept(self, context: &mut CallContext, config: StreamConfig) -> Result<MessageStream<Out, In>, Status> {
+        Ok(context.accept_stream(config)?.into_messages())
+    }
+
+    /// Accepts the stream as one of bytes.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::accept`].
+    pub fn accept_bytes(self, context: &mut CallContext, config: StreamConfig) -> Result<ByteStream, Status> {
+        context.accept_stream(config)
+    }
+
+    /// Accepts the stream with settings of the caller's own making, for who carries streams by hand.
+    pub fn accept_with_settings(self, context: &mut CallContext, settings: crate::wire::StreamSettings) {
         context.response.stream = Some(settings);
     }
 }

@@ -159,11 +159,21 @@ impl From<&io::Error> for Code {
 }
 
 /// Why a call failed: a code and a text for humans. Cheap to clone.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub struct Status {
     code: Code,
     message: Message,
+    stats: Option<Arc<crate::call::CallStats>>,
 }
+
+/// Equal if code and text are; what the call took makes no difference.
+impl PartialEq for Status {
+    fn eq(&self, other: &Self) -> bool {
+        self.code == other.code && self.message == other.message
+    }
+}
+
+impl Eq for Status {}
 
 #[derive(Clone)]
 enum Message {
@@ -196,7 +206,7 @@ impl Status {
             Cow::Borrowed(text) => Message::Static(text),
             Cow::Owned(text) => Message::Shared(text.into()),
         };
-        Self { code: if code.is_ok() { Code::EINTERNAL } else { code }, message }
+        Self { code: if code.is_ok() { Code::EINTERNAL } else { code }, message, stats: None }
     }
 
     /// The status of a response with this code and text, or `None` if the code says success. A text that is not UTF-8
@@ -213,6 +223,16 @@ impl Status {
     /// The text; may be empty.
     pub fn message(&self) -> &str {
         self.message.as_str()
+    }
+
+    /// What the call took that ended with this, if a channel carried it.
+    pub fn stats(&self) -> Option<&crate::call::CallStats> {
+        self.stats.as_deref()
+    }
+
+    pub(crate) fn with_stats(mut self, stats: crate::call::CallStats) -> Self {
+        self.stats = Some(Arc::new(stats));
+        self
     }
 
     /// [`Code::is_retryable`] of the code.

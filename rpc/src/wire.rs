@@ -33,7 +33,7 @@ mod strm;
 pub use error::{BadFrame, EncodeError, MetaError, WireError};
 pub use frame::{FRAME_HEADER_LEN, Layout, PRPC_MAGIC, PrpcHead, STRM_MAGIC, Step, StrmHead, parse};
 pub use head::{Head, MessageBuf};
-pub use meta::{RequestMeta, ResponseMeta, RpcMeta, UserFields};
+pub use meta::{RequestMeta, ResponseMeta, RpcMeta, Signal, UserFields};
 pub use segments::Segments;
 pub use strm::{StreamFrameKind, StreamFrameMeta, StreamSettings};
 

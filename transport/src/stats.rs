@@ -19,11 +19,6 @@ impl Counter {
         self.0.fetch_add(n, Ordering::Relaxed);
     }
 
-    /// Takes `n` off, from any thread.
-    pub(crate) fn sub_shared(&self, n: u64) {
-        self.0.fetch_sub(n, Ordering::Relaxed);
-    }
-
     /// Sets the value.
     pub(crate) fn set(&self, n: u64) {
         self.0.store(n, Ordering::Relaxed);

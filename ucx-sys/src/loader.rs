@@ -70,8 +70,12 @@ fn load_once() -> Result<Ucx, LoadError> {
     }
     let present = libucs_in_process();
     let was_in_process = cfg!(feature = "link") || present.is_some();
+    let mut defaults = settings::defaults(Devices::here());
+    if needs_memory_events(&library_file(choice.as_deref())) {
+        defaults.retain(|default| default.name != "UCX_MEM_EVENTS");
+    }
     let settings = settings::apply(
-        &settings::defaults(Devices::here()),
+        &defaults,
         &|name| std::env::var_os(name),
         &mut |name, value| {
             // SAFETY: Rust code reads the environment through std, which holds its lock here. For C code on other threads the
@@ -88,6 +92,29 @@ fn load_once() -> Result<Ucx, LoadError> {
         ucx.catch_up();
     }
     Ok(ucx)
+}
+
+/// The file that is going to be opened, as far as it can be told before the dynamic linker is asked.
+fn library_file(choice: Option<&OsStr>) -> PathBuf {
+    if let Some(choice) = choice {
+        let path = PathBuf::from(choice);
+        return if path.is_dir() { path.join(SONAME) } else { path };
+    }
+    let searched = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
+    let usual = ["/usr/local/lib", "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib"];
+    let folders = std::env::split_paths(&searched).chain(usual.map(PathBuf::from));
+    folders.map(|folder| folder.join(SONAME)).find(|file| file.exists()).unwrap_or_default()
+}
+
+/// Whether this libucp is one that crashes when memory events are off: 1.16 and 1.19 were seen to, and 1.22 not to, when an
+/// endpoint ends with a rendezvous pending (they invalidate regions of a registration cache that was never made).
+///
+/// The version can be asked for only after loading, when the environment has been read. But the names of functions that came with
+/// 1.16 and with 1.22 are in the file.
+fn needs_memory_events(file: &Path) -> bool {
+    let Ok(bytes) = std::fs::read(file) else { return false };
+    let has = |name: &[u8]| memchr::memmem::find(&bytes, name).is_some();
+    has(b"ucp_rkey_compare") && !has(b"ucp_datatype_iter_sgl_init")
 }
 
 /// A library that is open and complete.

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::{ChecksumType, CompressType, crc32c_value};
 use crate::call::{CallOptions, MethodName, Reply};
-use crate::wire::{EncodeError, Head, Limits, MessageBuf, RequestMeta, ResponseMeta, RpcMeta, Segments};
+use crate::wire::{EncodeError, Head, Limits, MessageBuf, RequestMeta, ResponseMeta, RpcMeta, Segments, Signal};
 use crate::{Code, Status};
 
 /// What differs between the attempts of one call.
@@ -16,6 +16,8 @@ pub struct AttemptMeta<'a> {
     pub correlation_id: i64,
     /// Credentials, if this is the first request of its connection.
     pub authentication_data: Option<&'a [u8]>,
+    /// What is told to a peer that is ucrpc, too.
+    pub signal: Signal,
 }
 
 /// Encodes a request's head. The frame is this head, then the attachment of `options`.
@@ -61,6 +63,7 @@ pub fn encode_request(
         checksum_type: options.checksum.to_wire(),
         checksum_value: checksum.as_ref().map_or(&[], |value| value),
         checksum_with_attachment: checksum.is_some() && options.checksum_attachment,
+        signal: attempt.signal,
         ..RpcMeta::default()
     };
     message.into_head(&meta, options.attachment.len(), limits).map_err(refused)
@@ -71,6 +74,11 @@ pub fn encode_request(
 /// It never fails: what cannot be encoded becomes an error response. A failed call's response has neither message nor
 /// attachment nor metadata; an error text too long for the meta is cut.
 pub fn encode_response(reply: Reply, correlation_id: i64, limits: &Limits) -> (Head, Segments) {
+    encode_response_with(reply, correlation_id, Signal::None, limits)
+}
+
+/// As [`encode_response`], with a signal for a peer that is ucrpc, too.
+pub fn encode_response_with(reply: Reply, correlation_id: i64, signal: Signal, limits: &Limits) -> (Head, Segments) {
     let Reply { result, context } = reply;
     let parts = context.response;
     let encoded = result.and_then(|message| {
@@ -90,6 +98,7 @@ pub fn encode_response(reply: Reply, correlation_id: i64, limits: &Limits) -> (H
             checksum_type: parts.checksum.to_wire(),
             checksum_value: checksum.as_ref().map_or(&[], |value| value),
             checksum_with_attachment: checksum.is_some() && parts.checksum_attachment,
+            signal,
             ..RpcMeta::default()
         };
         message
@@ -98,20 +107,20 @@ pub fn encode_response(reply: Reply, correlation_id: i64, limits: &Limits) -> (H
     });
     match encoded {
         Ok(head) => (head, parts.attachment),
-        Err(status) => (encode_error(&status, correlation_id, limits), Segments::new()),
+        Err(status) => (encode_error(&status, correlation_id, signal, limits), Segments::new()),
     }
 }
 
 /// Room for what an error response's meta has beside its text.
 const ERROR_META_ROOM: usize = 48;
 
-fn encode_error(status: &Status, correlation_id: i64, limits: &Limits) -> Head {
+pub(crate) fn encode_error(status: &Status, correlation_id: i64, signal: Signal, limits: &Limits) -> Head {
     let room = limits.max_meta_size.min(limits.max_body_size) as usize;
     let mut text = status.message();
     text = &text[..text.floor_char_boundary(room.saturating_sub(ERROR_META_ROOM))];
     let encode = |text: &str, limits: &Limits| {
         let response = ResponseMeta { error_code: status.code().to_wire(), error_text: text.as_bytes() };
-        let meta = RpcMeta { response: Some(response), correlation_id, ..RpcMeta::default() };
+        let meta = RpcMeta { response: Some(response), correlation_id, signal, ..RpcMeta::default() };
         MessageBuf::with_capacity(0, text.len()).into_head(&meta, 0, limits)
     };
     // Limits too small for any response at all are a mistake of this side's own configuration: the caller is told anyway.
@@ -130,4 +139,13 @@ fn checksum(how: ChecksumType, message: &MessageBuf, attachment: Option<&Segment
         ChecksumType::None => None,
         ChecksumType::Crc32c => Some(crc32c_value(std::iter::once(message.as_slice()).chain(pieces))),
     }
+}
+
+/// A frame that is nothing but a signal.
+pub(crate) fn encode_signal(signal: Signal, correlation_id: i64) -> Bytes {
+    let meta = RpcMeta { correlation_id, signal, ..RpcMeta::default() };
+    // A few bytes fit every limit.
+    MessageBuf::with_capacity(0, 0)
+        .into_head(&meta, 0, &Limits::DEFAULT)
+        .map_or_else(|_| Bytes::new(), |head| head.bytes)
 }

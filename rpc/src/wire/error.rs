@@ -36,6 +36,14 @@ pub enum WireError {
         /// Bytes the frame has after its header.
         body: u32,
     },
+    /// A transport's frame is not as long as what is in it claims.
+    #[error("frame of {claimed} bytes came in {actual}")]
+    Length {
+        /// The claim.
+        claimed: u64,
+        /// What came.
+        actual: u64,
+    },
     /// The meta cannot be decoded.
     #[error("bad frame meta")]
     Meta(#[from] MetaError),

@@ -37,7 +37,55 @@ pub struct RpcMeta<'a> {
     pub checksum_value: &'a [u8],
     /// Whether `checksum_value` covers the attachment, too, after the message.
     pub checksum_with_attachment: bool,
+    /// What ucrpc's peers tell each other beside brpc's protocol.
+    pub signal: Signal,
 }
+
+/// ucrpc's extension of `RpcMeta`: an int32 field that brpc does not know and skips.
+///
+/// A meta with neither request nor response is no call to ucrpc, but brpc's server answers one with an error. So a signal that
+/// stands alone goes only to a peer that is known to be ucrpc: on a native connection, or after a [`Self::Hello`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Signal {
+    /// Nothing is told: the field is not there.
+    #[default]
+    None,
+    /// The sender is ucrpc and understands signals. With the first request of a connection, and with the next response
+    /// after such a request.
+    Hello,
+    /// The caller does not wait any more for the call with this correlation id.
+    Cancel,
+    /// The server is stopping: no new calls on this connection.
+    GoAway,
+    /// Not known here: ignored.
+    Other(i32),
+}
+
+impl Signal {
+    fn from_wire(number: i32) -> Self {
+        match number {
+            0 => Self::None,
+            1 => Self::Hello,
+            2 => Self::Cancel,
+            3 => Self::GoAway,
+            other => Self::Other(other),
+        }
+    }
+
+    fn to_wire(self) -> i32 {
+        match self {
+            Self::None => 0,
+            Self::Hello => 1,
+            Self::Cancel => 2,
+            Self::GoAway => 3,
+            Self::Other(number) => number,
+        }
+    }
+}
+
+/// The number of the field that carries a [`Signal`]: the last one whose tag takes two bytes, far from brpc's own.
+const SIGNAL_FIELD: u32 = 2047;
 
 /// The part of [`RpcMeta`] that a request has.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -105,6 +153,7 @@ impl<'a> RpcMeta<'a> {
                 11 => meta.checksum_type = reader.number(field)? as i32,
                 12 => meta.checksum_value = reader.slice(field)?,
                 13 => meta.checksum_with_attachment = reader.number(field)? != 0,
+                SIGNAL_FIELD => meta.signal = Signal::from_wire(reader.number(field)? as i32),
                 _ => reader.skip(field)?,
             }
         }
@@ -164,6 +213,7 @@ impl<'a> RpcMeta<'a> {
             sink.bytes(12, self.checksum_value);
         }
         put_number(sink, 13, self.checksum_with_attachment);
+        put_number(sink, SIGNAL_FIELD, self.signal.to_wire());
     }
 }
 

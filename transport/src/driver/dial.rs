@@ -69,7 +69,7 @@ impl Opening {
             return self.dial_mem(core, &name);
         }
         if matches!(self.address, Address::UcxCm(_)) {
-            return Err(Error::new(ErrorKind::Invalid, "ucx+cm:// connections are made by their own dialler"));
+            return self.dial_cm(core, io);
         }
         if self.policy == Policy::UcxRequired {
             // Without UCX here there is no use in troubling the peer.
@@ -107,7 +107,7 @@ impl Opening {
 
     /// Whether a failure now is one of connecting, which another address may not have.
     pub(super) fn retriable(&self) -> bool {
-        self.role == Role::Dial && matches!(self.stage, Stage::Connecting)
+        self.role == Role::Dial && matches!(self.stage, Stage::Connecting | Stage::Cm { .. })
     }
 
     fn dial_mem(&mut self, core: &mut ConnCore, name: &str) -> Result<Step> {

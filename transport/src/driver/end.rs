@@ -45,8 +45,8 @@ impl Conn {
         core.session.peer_interval = peer_interval;
         core.session.said = io.now;
         core.session.recv = native.then(|| RecvCredit::new(granted(&core.config)));
-        if !native {
-            // Nobody there answers our pings.
+        if (!native && !matches!(link, Link::Cm(_))) || matches!(link, Link::Mem(_)) {
+            // Nobody there answers our pings, or nobody there can be gone without its end being seen.
             core.session.liveness = None;
         }
         core.heard(io.now);
@@ -120,7 +120,18 @@ impl Conn {
 
     /// Looks at the clock.
     fn on_time(&mut self, io: &mut Io) -> Result<()> {
+        self.core.watch(&mut self.link);
         self.core.session.life.on_timeout(io.now);
+        if self.is_paused() {
+            // Its answers wait behind the body that waits here: that it is silent says nothing.
+            self.core.heard(io.now);
+            self.core.reassure(io);
+        }
+        if let Link::Cm(link) = &mut self.link
+            && link.excuses_silence()
+        {
+            self.core.heard(io.now);
+        }
         let action = self.core.session.liveness.as_mut().and_then(|l| l.poll(io.now));
         match action {
             Some(LivenessAction::Ping(id)) => {
@@ -163,7 +174,22 @@ impl Conn {
                 Ok(())
             }
             Link::Ucx(link) => read_control(link, &mut self.core, io.now),
-            Link::Opening(_) | Link::Mem(_) => Ok(()),
+            Link::Opening(_) | Link::Cm(_) | Link::Mem(_) => Ok(()),
+        }
+    }
+
+    /// Whether reading waits for somebody on this side.
+    fn is_paused(&self) -> bool {
+        matches!(&self.link, Link::Tcp(link) if link.is_paused())
+    }
+
+    /// When something is due.
+    fn next_deadline(&self) -> Option<Instant> {
+        let session = &self.core.session;
+        let reassure = session.peer_interval.filter(|_| self.is_paused()).map(|interval| session.said + interval);
+        match &self.link {
+            Link::Opening(opening) => Some(opening.next_deadline()),
+            _ => [self.core.next_deadline(), reassure].into_iter().flatten().min(),
         }
     }
 
@@ -182,7 +208,7 @@ impl Conn {
         match &self.link {
             Link::Tcp(link) => link.eof,
             Link::Ucx(link) => link.eof,
-            Link::Opening(_) | Link::Mem(_) => false,
+            Link::Opening(_) | Link::Cm(_) | Link::Mem(_) => false,
         }
     }
 }
@@ -240,11 +266,7 @@ impl Core {
             let error = conn.on_eof();
             return self.end_after_drain(key, error);
         }
-        let deadline = match &conn.link {
-            Link::Opening(opening) => Some(opening.next_deadline()),
-            _ => conn.core.next_deadline(),
-        };
-        if let Some(at) = deadline {
+        if let Some(at) = conn.next_deadline() {
             self.io.sooner(&mut conn.core.timer, at, Timer::Connection(key));
         }
     }
@@ -254,23 +276,28 @@ impl Core {
         let Some(conn) = self.conns.get_mut(key) else { return };
         // Closing a socket with unread bytes resets it, and what it has sent may be lost: a foreign protocol's peer has
         // no goodbye to wait for either, only its own end.
-        let waits = error.kind() == ErrorKind::PeerClosed || conn.core.session.recv.is_none();
+        let foreign = matches!(conn.link, Link::Tcp(_)) && conn.core.session.recv.is_none();
+        let waits = error.kind() == ErrorKind::PeerClosed || foreign;
         if !waits || conn.eof() {
             return self.end(key, error);
         }
         conn.core.shared.finish(error);
-        match &conn.link {
+        let mut patience = LAST_WORD;
+        match &mut conn.link {
             Link::Tcp(link) => {
-                let _ = link.stream.shutdown(std::net::Shutdown::Write);
+                // The frame that has begun must be finished before our answer can follow it.
+                if !link.last_word(&mut conn.core) {
+                    patience = patience.max(conn.core.config.linger);
+                }
             }
-            Link::Ucx(_) => {}
+            Link::Ucx(_) | Link::Cm(_) => {}
             Link::Opening(_) | Link::Mem(_) => return self.close_link(key),
         }
         conn.core.session.liveness = None;
         if let Some(timer) = conn.core.timer.take() {
             self.io.timers.cancel(timer);
         }
-        let at = self.io.after(LAST_WORD);
+        let at = self.io.after(patience);
         self.io.sooner(&mut conn.core.timer, at, Timer::Connection(key));
     }
 
@@ -372,6 +399,8 @@ impl Core {
             // Only the last word was waited for.
             if result.is_err() || conn.eof() {
                 self.close_link(key);
+            } else if let Link::Tcp(link) = &mut conn.link {
+                link.last_word(&mut conn.core);
             }
             return;
         }

@@ -131,9 +131,7 @@ impl MemLink {
     pub(super) fn receive(&mut self, core: &mut ConnCore, io: &mut Io) -> Result<()> {
         let mut budget = Budget::of(&core.shared);
         let before = core.shared.counters.frames_received.get();
-        if let Some((head, body)) = self.no_room.take() {
-            self.take_body(core, io, 0, head, body)?;
-        }
+        self.retry_quota(core, io);
         while !budget.is_spent() && self.no_room.is_none() && self.held.is_none() {
             // Looked at before the queue: what was sent before the end is still taken.
             let gone = self.peer.gone.load(Ordering::Acquire);
@@ -164,6 +162,20 @@ impl MemLink {
             core.shared.reader.wake();
         }
         Ok(())
+    }
+
+    /// Asks the pool again for a body that found the quota used up. The plan was made once and stays.
+    fn retry_quota(&mut self, core: &mut ConnCore, io: &mut Io) {
+        let Some((_, body)) = &self.no_room else { return };
+        match receive::pool_buf(io, body.len() as u64) {
+            None => receive::retry_later(core, io),
+            Some(mut buf) => {
+                if let Some((head, body)) = self.no_room.take() {
+                    buf.as_mut_slice().copy_from_slice(&body);
+                    core.hand_over(Frame { head, body: buf.into() });
+                }
+            }
+        }
     }
 
     fn credit(&mut self, core: &mut ConnCore, io: &mut Io, header: &FrameHeader) -> Result<()> {
@@ -224,7 +236,7 @@ impl Backend for MemLink {
         self.receive(core, io)?;
         let mut budget = Budget::of(&core.shared);
         while !budget.is_spent() {
-            let Some(out) = self.numbering.next(&mut core.queue, &core.shared) else { return Ok(Pumped::Rest) };
+            let Some(out) = self.numbering.next(&mut core.queue, &core.shared)? else { return Ok(Pumped::Rest) };
             let len = out.frame.len();
             budget.spend(len);
             self.put(core, out, len)?;
@@ -251,6 +263,14 @@ impl Backend for MemLink {
 
     fn sent(&self) -> u32 {
         self.numbering.count()
+    }
+
+    fn waits_for_credit(&self) -> bool {
+        self.numbering.is_stalled()
+    }
+
+    fn waits_for_pool(&self) -> bool {
+        self.no_room.is_some()
     }
 
     fn fetch(&mut self, core: &mut ConnCore, io: &mut Io, id: PendingId, mut reply: FetchReply) -> Result<()> {

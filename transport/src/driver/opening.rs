@@ -10,7 +10,7 @@ use std::{
     hash::{BuildHasher, Hasher, RandomState},
     io,
     net::SocketAddr,
-    sync::{Arc, OnceLock},
+    sync::{Arc, OnceLock, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -28,7 +28,7 @@ use super::{
 use crate::{
     Address, Error, ErrorKind, FallbackReason, Result,
     config::ConnectionConfig,
-    connection::{ConnectionInfo, Transport},
+    connection::{ConnectionInfo, MAX_DELIVERED, Transport},
     event::poller::Key,
     framing::{Detect, Framer},
     proto::{
@@ -90,9 +90,11 @@ pub(super) enum Stage {
     /// The first message of the peer is awaited: Accept here, a hello (or a foreign protocol) there.
     Greeting,
     /// Both have agreed on UCX; the proof is under way.
-    Proving { ep: EndpointId, terms: Terms, deadline: Instant, started: Instant },
+    Proving { ep: EndpointId, terms: Terms, deadline: Instant, started: Instant, proved: bool },
     /// Our Fallback has gone; the peer's is awaited.
     FallingBack { terms: Terms, reason: FallbackReason },
+    /// An endpoint of UCX's connection manager; the peer's hello is awaited.
+    Cm { ep: EndpointId, peer: Option<SocketAddr> },
     /// Waiting for the other party of this process.
     Mem(Option<MemInbox>),
     /// Open: the link is being exchanged.
@@ -134,7 +136,7 @@ pub(super) struct Opened {
 
 /// What this configuration lets a peer send.
 pub(super) fn granted(config: &ConnectionConfig) -> Credit {
-    Credit { messages: config.recv_window_frames.max(1), bytes: config.recv_window_bytes.max(1) }
+    Credit { messages: config.recv_window_frames.clamp(1, MAX_DELIVERED), bytes: config.recv_window_bytes.max(1) }
 }
 
 /// A number for this process that no other has, nor an earlier one under the same address.
@@ -329,7 +331,8 @@ impl Opening {
                 self.on_accept(core, io, &accept)
             }
             (Role::Dial, Message::Reject(reject)) => Err(negotiate::reject_error(reject.code, &reject.text)),
-            (Role::Accept, Message::Ready(Ready)) if matches!(self.stage, Stage::Proving { .. }) => {
+            // The client says it when our PROVED has arrived, so its PROVE came before.
+            (Role::Accept, Message::Ready(Ready)) if matches!(self.stage, Stage::Proving { proved: true, .. }) => {
                 Ok(self.open_ucx(core, io, false))
             }
             (_, Message::Fallback(fallback)) => self.on_fallback(core, io, &fallback),
@@ -343,18 +346,20 @@ impl Opening {
     }
 
     fn on_hello(&mut self, core: &mut ConnCore, io: &mut Io, hello: &ClientHello) -> Result<Step> {
-        let policy = if hello.want == Want::Tcp { Policy::TcpOnly } else { self.policy };
+        // A client that wants TCP is no reason to start UCX, unless it is to be turned away.
+        let tcp = hello.want == Want::Tcp && self.policy != Policy::UcxRequired;
+        let policy = if tcp { Policy::TcpOnly } else { self.policy };
         let local = local(core, io, policy);
         let terms = Terms::from(hello);
         match negotiate::answer(&local, hello) {
             Answer::Reject { code, text } => self.reject(code, text),
             Answer::AcceptTcp(reason) => self.accept_tcp(core, &local, terms, reason),
-            Answer::TryUcx(info) => match connect(io, &info) {
+            Answer::TryUcx(info) => match connect(core, io, &info) {
                 Ok(ep) => {
                     let key = core.key;
                     let accept = local.accept(hello::Transport::Ucx, None, key.index, key.generation);
                     self.say(&Message::Accept(accept))?;
-                    self.stage = Stage::Proving { ep, terms, deadline: self.deadline, started: io.now };
+                    self.stage = Stage::Proving { ep, terms, deadline: self.deadline, started: io.now, proved: false };
                     Ok(Step::Wait)
                 }
                 Err(reason) if hello.want == Want::Ucx => {
@@ -394,7 +399,7 @@ impl Opening {
         match negotiate::judge(&local, accept)? {
             Verdict::Tcp(reason) => Ok(self.open_stream(core, None, Some(terms), reason)),
             Verdict::Decline(reason) => self.give_up_ucx(io, terms, reason),
-            Verdict::TryUcx(info) => match connect(io, &info) {
+            Verdict::TryUcx(info) => match connect(core, io, &info) {
                 Ok(ep) => self.prove(core, io, ep, terms),
                 Err(reason) => self.give_up_ucx(io, terms, reason),
             },
@@ -403,7 +408,7 @@ impl Opening {
 
     fn prove(&mut self, core: &ConnCore, io: &mut Io, ep: EndpointId, terms: Terms) -> Result<Step> {
         let deadline = io.after(core.config.prove_timeout);
-        self.stage = Stage::Proving { ep, terms, deadline, started: io.now };
+        self.stage = Stage::Proving { ep, terms, deadline, started: io.now, proved: false };
         match send_proof(io, ep, terms, Kind::Prove) {
             Ok(()) => Ok(Step::Wait),
             Err(error) => self.on_ucx_failed(io, &error),
@@ -412,6 +417,9 @@ impl Opening {
 
     /// UCX said that the endpoint is broken, or that a proof can't be sent.
     pub(super) fn on_ucx_failed(&mut self, io: &mut Io, error: &Error) -> Result<Step> {
+        if let Stage::Cm { .. } = self.stage {
+            return Err(self.on_cm_failed(error));
+        }
         let Stage::Proving { terms, .. } = self.stage else { return Ok(Step::Wait) };
         let reason = match error.kind() {
             ErrorKind::Unreachable => FallbackReason::Unreachable(error.text().to_owned().into()),
@@ -463,28 +471,27 @@ impl Opening {
         }
     }
 
-    /// The endpoint that is being proved.
+    /// The endpoint that is being made.
     pub(super) fn endpoint(&self) -> Option<EndpointId> {
         match self.stage {
-            Stage::Proving { ep, .. } => Some(ep),
+            Stage::Proving { ep, .. } | Stage::Cm { ep, .. } => Some(ep),
             _ => None,
         }
     }
 
     pub(super) fn close_endpoint(&mut self, io: &mut Io) {
-        if let Stage::Proving { ep, .. } = self.stage
-            && let Some(worker) = io.live_worker()
-        {
-            worker.close(ep);
+        if let Some(ep) = self.endpoint() {
+            io.close_endpoint(ep);
         }
     }
 
     /// A message came over UCX.
     pub(super) fn on_proof(&mut self, core: &mut ConnCore, io: &mut Io, kind: Kind) -> Result<Step> {
-        let Stage::Proving { ep, terms, .. } = self.stage else {
+        let Stage::Proving { ep, terms, ref mut proved, .. } = self.stage else {
             // UCX was given up here meanwhile; its last messages mean nothing any more.
             return Ok(Step::Wait);
         };
+        *proved |= kind == Kind::Prove;
         match (self.role, kind) {
             (Role::Accept, Kind::Prove) => match send_proof(io, ep, terms, Kind::Proved) {
                 Ok(()) => Ok(Step::Wait),
@@ -570,6 +577,9 @@ impl Opening {
     /// Lets go of everything.
     pub(super) fn close(&mut self, io: &mut Io) {
         self.close_endpoint(io);
+        if let Stage::Mem(Some(inbox)) = &self.stage {
+            inbox.gone.store(true, Ordering::Release);
+        }
         if let Some(source) = self.source.take() {
             io.sources.remove(source);
         }
@@ -598,12 +608,14 @@ fn name_of(message: &Message) -> &'static str {
 }
 
 /// Makes an endpoint to the worker that the peer described.
-fn connect(io: &mut Io, info: &UcxInfo) -> Result<EndpointId, FallbackReason> {
+fn connect(core: &ConnCore, io: &mut Io, info: &UcxInfo) -> Result<EndpointId, FallbackReason> {
     let worker = io.worker()?;
-    worker.connect(&info.worker_address).map_err(|error| match error.kind() {
+    let ep = worker.connect(&info.worker_address).map_err(|error| match error.kind() {
         ErrorKind::Unreachable => FallbackReason::Unreachable(error.text().to_owned().into()),
         _ => FallbackReason::Failed(error.to_string().into()),
-    })
+    })?;
+    io.own_endpoint(ep, core.key);
+    Ok(ep)
 }
 
 fn send_proof(io: &mut Io, ep: EndpointId, terms: Terms, kind: Kind) -> Result<()> {
@@ -614,7 +626,7 @@ fn send_proof(io: &mut Io, ep: EndpointId, terms: Terms, kind: Kind) -> Result<(
         return Err(Error::new(ErrorKind::Stopped, "the ucx worker is gone"));
     };
     // A proof has no completion to wait for: its answer is the completion.
-    worker.send_copy(ep, &bytes[..len], [&[], &[]], NO_TOKEN).map(drop)
+    worker.prove(ep, &bytes[..len], NO_TOKEN)
 }
 
 /// The token of operations whose completion nobody waits for.

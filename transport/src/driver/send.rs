@@ -65,19 +65,26 @@ impl Numbering {
     }
 
     /// The next frame for which there is credit.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Limit`] for a frame that was taken before the peer's limits were known, and is above them.
     #[inline]
-    pub(crate) fn next(&mut self, queue: &mut Receiver<Outgoing>, shared: &Shared) -> Option<Outgoing> {
+    pub(crate) fn next(&mut self, queue: &mut Receiver<Outgoing>, shared: &Shared) -> Result<Option<Outgoing>> {
         let stalled = self.stalled.take();
         let was_stalled = stalled.is_some();
-        let out = stalled.or_else(|| queue.pop())?;
-        if self.take_credit(out.frame.len()) {
-            return Some(out);
+        let Some(out) = stalled.or_else(|| queue.pop()) else { return Ok(None) };
+        let len = out.frame.len();
+        if let Some(error) = connection::too_large(shared, &out.frame, len) {
+            return Err(error);
+        }
+        if self.take_credit(len) {
+            return Ok(Some(out));
         }
         if !was_stalled {
             shared.counters.credit_stalls.add_shared(1);
         }
         self.stalled = Some(out);
-        None
+        Ok(None)
     }
 
     #[inline]
@@ -257,6 +264,7 @@ impl Core {
             super::conn::Link::Opening(_) => return Err(outgoing),
             super::conn::Link::Tcp(link) => link.send_now(&mut conn.core, outgoing, len)?,
             super::conn::Link::Ucx(link) => link.send_now(&mut conn.core, &mut self.io, outgoing, len)?,
+            super::conn::Link::Cm(link) => link.send_now(&mut conn.core, &mut self.io, outgoing, len)?,
             super::conn::Link::Mem(link) => link.send_now(&mut conn.core, outgoing, len)?,
         };
         if let Err(error) = result {

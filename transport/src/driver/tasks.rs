@@ -13,8 +13,11 @@ use std::{
     task::{Context, Poll, Wake, Waker},
 };
 
-use super::table::Table;
-use crate::{dispatcher, event::poller::Key};
+use super::{io::Timer, table::Table};
+use crate::{
+    dispatcher::{self, SleepState},
+    event::{poller::Key, timer::TimerId},
+};
 
 pub(crate) type LocalFuture = Pin<Box<dyn Future<Output = ()>>>;
 
@@ -150,6 +153,21 @@ impl Tasks {
         let ready = this.borrow().ready.clone();
         let stale = std::mem::take(&mut ready.borrow_mut().ready);
         drop(stale);
+    }
+}
+
+impl super::Core {
+    /// Arms the timer of a [`crate::Sleep`], unless nobody waits for it any more.
+    pub(super) fn arm_sleep(&mut self, state: Arc<SleepState>) {
+        if state.try_arm() {
+            let id = self.io.timers.insert(state.at, Timer::Sleep(state.clone()));
+            state.number.store(id.number(), Ordering::Relaxed);
+        }
+    }
+
+    /// Takes the timer back.
+    pub(super) fn cancel_sleep(&mut self, state: &SleepState) {
+        self.io.timers.cancel(TimerId::new(state.at, state.number.load(Ordering::Relaxed)));
     }
 }
 

@@ -92,7 +92,11 @@ impl TcpLink {
         if !self.unread || self.waiting.is_some() || self.eof {
             return Ok(false);
         }
-        if !self.native && core.deliver.bytes() >= core.config.recv_window_bytes {
+        let full = |core: &ConnCore| {
+            core.deliver.bytes() >= core.config.recv_window_bytes
+                || core.deliver.len() >= core.config.recv_window_frames as usize
+        };
+        if !self.native && full(core) {
             self.throttled = true;
             return Ok(false);
         }
@@ -105,7 +109,6 @@ impl TcpLink {
             core,
             io,
             link: Parts { waiting: &mut self.waiting, fetching: &mut self.fetching },
-            header: None,
             controls: Vec::new(),
             granted: None,
         };
@@ -139,6 +142,24 @@ impl TcpLink {
         Ok(heard)
     }
 
+    /// Ends the stream after what the writer has begun; what waits in the queue is dropped. `false`: not yet.
+    pub(super) fn last_word(&mut self, core: &mut ConnCore) -> bool {
+        core.queue.close();
+        while core.queue.pop().is_some() {}
+        let mut half = lock(&self.half);
+        half.numbering.drop_stalled();
+        if half.writer.pending_bytes() > 0 {
+            return false;
+        }
+        let _ = self.stream.shutdown(std::net::Shutdown::Write);
+        true
+    }
+
+    /// Whether a body waits for a decision or for memory: nothing behind it is read, the peer's pings neither.
+    pub(super) fn is_paused(&self) -> bool {
+        self.waiting.is_some()
+    }
+
     fn on_eof(&mut self, mid_frame: bool) -> Result<()> {
         self.eof = true;
         self.unread = false;
@@ -167,8 +188,13 @@ impl Backend for TcpLink {
         let mut budget = Budget::of(&core.shared);
         // Small frames gather in the writer; it is flushed when enough for one system call is there.
         const GATHER: u64 = 64 << 10;
+        // Who sends is told `Full` by the queue: while the socket takes nothing, nothing may be taken out of it.
+        let mut bytes = usize::MAX;
+        if half.writer.pending_bytes() >= GATHER && half.flush(&mut bytes)? == FlushEnd::WouldBlock {
+            return Ok(Pumped::Rest);
+        }
         while !budget.is_spent() {
-            let Some(out) = half.numbering.next(&mut core.queue, &core.shared) else { break };
+            let Some(out) = half.numbering.next(&mut core.queue, &core.shared)? else { break };
             let len = out.frame.len();
             budget.spend(len);
             count_sent(&core.shared, len);
@@ -219,6 +245,14 @@ impl Backend for TcpLink {
         lock(&self.half).numbering.count()
     }
 
+    fn waits_for_credit(&self) -> bool {
+        lock(&self.half).numbering.is_stalled()
+    }
+
+    fn waits_for_pool(&self) -> bool {
+        matches!(self.waiting, Some(Waiting::Quota(_)))
+    }
+
     fn fetch(&mut self, core: &mut ConnCore, io: &mut Io, id: PendingId, reply: FetchReply) -> Result<()> {
         match self.waiting {
             Some(Waiting::Application(waiting)) if waiting == id => {}
@@ -262,20 +296,19 @@ struct StreamSink<'a> {
     core: &'a mut ConnCore,
     io: &'a mut Io,
     link: Parts<'a>,
-    /// The header of the frame that is being read.
-    header: Option<FrameHeader>,
     /// Control frames, answered when the reading is done.
     controls: Vec<(FrameHeader, Bytes)>,
     granted: Option<Credit>,
 }
 
 impl StreamSink<'_> {
-    fn session(&mut self) -> &mut Session {
-        &mut self.core.session
+    /// Whether the frames are ucrpc's own.
+    fn native(&self) -> bool {
+        self.core.session.recv.is_some()
     }
 
-    fn seq(&self) -> u32 {
-        self.header.map_or(0, |h| h.seq)
+    fn session(&mut self) -> &mut Session {
+        &mut self.core.session
     }
 }
 
@@ -310,15 +343,15 @@ impl Sink for StreamSink<'_> {
             // On a stream the numbers can only follow one another.
             receive::in_order(self.core, header.seq)?;
         }
-        self.header = Some(header);
         Ok(head)
     }
 
-    fn place(&mut self, _: &[u8], head: &Bytes, body_len: u64) -> Result<Decision> {
+    fn place(&mut self, header: &[u8], head: &Bytes, body_len: u64) -> Result<Decision> {
         match receive::place(self.core, self.io, head, body_len)? {
             Placed::Into(buf, returned_as) => Ok(Decision::Into(Target { buf, returned_as })),
             Placed::Refuse(text) => {
-                let seq = self.seq();
+                // A foreign protocol has no numbers, nor anyone who would be told.
+                let seq = if self.native() { header::decode_exact(header)?.seq } else { 0 };
                 let len = head.len() as u64 + body_len;
                 receive::note_refusal(self.core, self.io, seq, len, &text);
                 Ok(Decision::Discard)
@@ -339,10 +372,10 @@ impl Sink for StreamSink<'_> {
         }
     }
 
-    fn on_frame(&mut self, _: &[u8], head: Bytes, body: Body) -> Result<()> {
-        if let Some(header) = self.header.take()
-            && header.kind != Kind::Data
-        {
+    fn on_frame(&mut self, header: &[u8], head: Bytes, body: Body) -> Result<()> {
+        // The frame may have begun in an earlier read: what it is stands in its own header and nowhere else.
+        if self.native() && header.first() != Some(&(Kind::Data as u8)) {
+            let header = header::decode_exact(header)?;
             if self.controls.len() >= MAX_CONTROLS {
                 return Err(Error::new(ErrorKind::Protocol, "a flood of control frames"));
             }
@@ -362,9 +395,7 @@ impl Sink for StreamSink<'_> {
         Ok(())
     }
 
-    fn on_discarded(&mut self, _: &[u8], head: Bytes) -> Result<()> {
-        self.header = None;
-        drop(head);
+    fn on_discarded(&mut self, _: &[u8], _: Bytes) -> Result<()> {
         Ok(())
     }
 }

@@ -52,6 +52,12 @@ impl Context {
             LoadError::Disabled => FallbackReason::Disabled("UCRPC_UCX_LIBRARY=none".into()),
             other => FallbackReason::NoLibrary(other.to_string().into()),
         })?;
+        let mem_events = std::env::var("UCX_MEM_EVENTS").unwrap_or_default();
+        if crashes(ucx.version(), &mem_events) {
+            let (major, minor, _) = ucx.version();
+            let text = format!("ucx {major}.{minor} crashes with UCX_MEM_EVENTS={mem_events}: set it to y");
+            return Err(FallbackReason::NoLibrary(text.into()));
+        }
         let handle = init(ucx).map_err(|error| FallbackReason::NoLibrary(error.to_string().into()))?;
         let environment = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.to_string_lossy().into_owned())));
@@ -73,6 +79,13 @@ impl Context {
     pub(crate) fn settings(&self) -> &str {
         &self.settings
     }
+}
+
+/// UCX 1.16 and 1.19 dereference a null registration cache (`ucp_request_memh_invalidate`) when an endpoint ends with a
+/// rendezvous send pending, and without memory events there is no such cache. 1.13 and 1.22 do not; what lies between was not tried.
+fn crashes(version: (u32, u32, u32), mem_events: &str) -> bool {
+    let off = ["n", "no", "off", "0"].contains(&mem_events.to_ascii_lowercase().as_str());
+    off && (16..22).contains(&version.1) && version.0 == 1
 }
 
 fn init(ucx: &'static Ucx) -> Result<ucp_context_h, Error> {
@@ -180,6 +193,13 @@ mod tests {
         assert_eq!(settings((1, 13, 9), pairs(&other).into_iter()), printed);
         // The published check value of 64-bit FNV-1a for "a".
         assert_eq!(fnv1a(b"a"), 0xaf63_dc4c_8601_ec8c);
+    }
+
+    #[test]
+    fn versions_that_crash_are_known() {
+        assert!(crashes((1, 16, 0), "n") && crashes((1, 19, 0), "No"));
+        assert!(!crashes((1, 19, 0), "y") && !crashes((1, 19, 0), ""));
+        assert!(!crashes((1, 13, 1), "n") && !crashes((1, 22, 0), "n"));
     }
 
     #[test]

@@ -301,6 +301,16 @@ impl Worker {
         count
     }
 
+    /// Whether nothing but operations of closed endpoints is left. They end with the next progress, or never: over shared memory
+    /// UCX up to 1.22 waits for room in the peer's queue before it ends them, and a dead peer makes none.
+    pub(crate) fn is_stuck(&self) -> bool {
+        let left = Counters { dropped: 0, ..self.inflight() };
+        let operations = left.sends + left.fetches;
+        operations > 0
+            && left == (Counters { sends: left.sends, fetches: left.fetches, ..Counters::default() })
+            && self.core().listeners.borrow().is_empty()
+    }
+
     /// What is outstanding.
     pub(crate) fn inflight(&self) -> Counters {
         let core = self.core();
@@ -348,6 +358,11 @@ impl Worker {
             }
             if !worked && !drained {
                 if Instant::now() >= deadline {
+                    // These may never end, and need nothing but the worker's own end.
+                    if (Counters { sends: 0, fetches: 0, ..left }) == Counters::default() {
+                        tracing::warn!(?left, "ucx has not ended operations of endpoints that are closed");
+                        break;
+                    }
                     return self.park(left);
                 }
                 std::thread::sleep(Duration::from_micros(200));
@@ -355,8 +370,16 @@ impl Worker {
         }
         let core = self.core();
         core.returns.close();
-        // SAFETY: no endpoints, operations or lent memory are left, and nobody signals any more. Destroyed once: `ended`.
+        // SAFETY: no endpoints or lent memory are left, and nobody signals any more. Destroyed once: `ended`.
         unsafe { core.ucx.ucp_worker_destroy(core.handle) };
+        while let Some(event) = self.poll_event() {
+            drop(event);
+        }
+        let abandoned = self.core().ops.borrow().in_use();
+        for op in abandoned {
+            // SAFETY: the worker that knew it is no more, and its event, if there was one, was taken above.
+            drop(unsafe { self.recycle(op) });
+        }
         // SAFETY: leaked from a box in `new`; UCX, which had pointers to it, is done with it.
         drop(unsafe { Box::from_raw(self.core.as_ptr()) });
         true

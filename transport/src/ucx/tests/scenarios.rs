@@ -174,8 +174,8 @@ pub(super) fn stale_and_invalid() {
     worker.close(old);
     assert_eq!(worker.send_copy(old, b"h", [b"", b""], 1).expect_err("stale").kind(), ErrorKind::Closed);
     assert_eq!(worker.endpoint_info(old), "");
-    while worker.inflight() != Counters::default() {
-        worker.progress();
+    while pair.group.workers[0].inflight() != Counters::default() {
+        pair.group.spin(1);
     }
     // The place is used again, and the old id still means nothing.
     let address = pair.group.workers[1].address().to_vec();
@@ -198,6 +198,7 @@ pub(super) fn stale_and_invalid() {
         assert_eq!(error.kind(), ErrorKind::Protocol, "{error}");
     }
     assert_eq!(pair.group.workers[0].inflight().endpoints, 1);
+    pair.ab = new;
     pair.end();
 }
 
@@ -509,6 +510,7 @@ pub(super) fn garbage_addresses() {
     let _ = group.workers[0].send_copy(ep, b"fine", [b"", b""], 1).expect("sends");
     assert_eq!(group.message(1).0, b"fine");
     group.workers[0].close(ep);
+    group.until_idle();
     group.end();
 }
 
@@ -555,7 +557,7 @@ pub(super) fn abrupt() {
 
 impl Group {
     /// As `until_idle`, but throws events away.
-    fn until_all_zero(&mut self) {
+    pub(super) fn until_all_zero(&mut self) {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
             self.spin(1);

@@ -1,0 +1,527 @@
+//! A call under way: its attempts, one after the other or side by side, until one answers or the deadline passes.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use bytes::Bytes;
+use ucrpc_transport::{Frame, SendError};
+
+use super::Channel;
+use super::calls::{Answer, Entered, MAX_CALLS, Polled};
+use super::conn::Conn;
+use super::lane::{Found, Lane};
+use crate::alarm::AlarmEntry;
+use crate::call::{CallOptions, CallStats, MethodName, RawResponse};
+use crate::client::RawCall;
+use crate::codec::{AttemptMeta, CompressType, encode_request};
+use crate::frames::{frame, status_of};
+use crate::streaming::{Core as StreamCore, StreamConfig};
+use crate::wire::MessageBuf;
+use crate::{Code, Deadline, Status};
+
+type Room = Pin<Box<dyn Future<Output = ucrpc_transport::Result<()>> + Send>>;
+
+/// The serialized message, for as long as another attempt may need it.
+enum Payload {
+    Fresh(MessageBuf),
+    Kept(Bytes),
+    Gone,
+}
+
+/// One attempt, on one connection.
+struct Attempt {
+    conn: Arc<Conn>,
+    lane: usize,
+    id: i64,
+    /// The transport had no room for the frame.
+    unsent: Option<(Frame, Option<Room>)>,
+    over: bool,
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        if !self.over {
+            self.conn.leave(self.id);
+        }
+    }
+}
+
+/// What an attempt came to.
+enum Outcome {
+    Pending,
+    /// Its time to be woken has come.
+    Due,
+    Answered(Result<RawResponse, Status>, u64),
+    /// It failed, and the handler surely did not run.
+    NotStarted(Status),
+}
+
+impl Attempt {
+    fn poll(&mut self, wake_at: Option<Instant>, cx: &mut Context<'_>) -> Outcome {
+        while let Some((frame, room)) = self.unsent.take() {
+            let sender = self.conn.sender.clone();
+            let mut room = room.unwrap_or_else(|| Box::pin(async move { sender.ready().await }));
+            if room.as_mut().poll(cx).is_pending() {
+                self.unsent = Some((frame, Some(room)));
+                break;
+            }
+            match self.conn.sender.send(frame) {
+                Ok(()) => {}
+                Err(SendError::Full(frame)) => self.unsent = Some((frame, None)),
+                Err(SendError::Closed(_, error) | SendError::TooLarge(_, error) | SendError::Invalid(_, error)) => {
+                    self.abandon();
+                    return Outcome::NotStarted(status_of(&error));
+                }
+            }
+        }
+        let polled = self.conn.calls().poll(self.id, wake_at, cx);
+        match polled {
+            Polled::Pending { rearm } => {
+                if rearm {
+                    self.conn.wake_reader();
+                }
+                Outcome::Pending
+            }
+            Polled::Due => Outcome::Due,
+            Polled::Answer(answer, bytes) => {
+                self.over = true;
+                match answer {
+                    Answer::Lost(status) if self.unsent.is_some() => Outcome::NotStarted(status),
+                    answer => Outcome::Answered(self.conn.decode(answer), bytes),
+                }
+            }
+        }
+    }
+
+    /// Takes it out of the table: the server never heard of it.
+    fn abandon(&mut self) {
+        self.over = true;
+        self.conn.calls().leave(self.id);
+    }
+}
+
+/// A call of a [`Channel`] under way. Dropping it cancels the call, on the server too.
+#[must_use = "dropping it cancels the call"]
+pub struct ChannelCall {
+    channel: Channel,
+    method: MethodName,
+    options: CallOptions,
+    payload: Payload,
+    /// The first attempt, or its latest retry, and the hedge beside it.
+    live: [Option<Attempt>; 2],
+    /// A stream to open with the call, and what was opened.
+    opens: Option<StreamConfig>,
+    opened: Option<Arc<StreamCore>>,
+    started: Instant,
+    hedge_at: Option<Instant>,
+    retry_at: Option<Instant>,
+    alarm: Option<AlarmEntry>,
+    /// Lanes that failed or are in use by this call, as bits: others are preferred.
+    tried: u64,
+    stats: CallStats,
+    /// The end, when it was known before the first poll.
+    ended: Option<Status>,
+    failure: Option<Status>,
+}
+
+impl ChannelCall {
+    pub(super) fn start(channel: Channel, mut call: RawCall, opens: Option<StreamConfig>) -> Self {
+        let started = Instant::now();
+        let inner = &channel.inner;
+        inner.budget.earn();
+        inner.counters.calls.fetch_add(1, Ordering::Relaxed);
+        let mut ended = None;
+        for interceptor in &inner.interceptors {
+            if let Err(status) = interceptor.request(&mut call) {
+                ended = Some(status);
+                break;
+            }
+        }
+        let RawCall { method, message, mut options } = call;
+        if options.stream.is_some() && opens.is_none() {
+            ended = Some(Status::new(Code::EINVAL, "open streams with `open_stream`: a channel numbers them itself"));
+        }
+        if options.deadline.instant().is_none()
+            && let Some(timeout) = inner.timeout
+        {
+            options.deadline = Deadline::after(started, timeout);
+        }
+        let hedge_at = inner.hedge_after.filter(|_| opens.is_none()).map(|after| started + after);
+        let mut this = Self {
+            method,
+            options,
+            payload: Payload::Fresh(message),
+            live: [None, None],
+            opens,
+            opened: None,
+            started,
+            hedge_at,
+            retry_at: None,
+            alarm: None,
+            tried: 0,
+            stats: CallStats::default(),
+            ended,
+            failure: None,
+            channel,
+        };
+        // The usual case: a connection is open, and the request leaves here.
+        if this.ended.is_none()
+            && let Some((lane, conn)) = this.channel.inner.open_lane()
+            && let Err((status, true)) = this.send(0, lane, conn)
+        {
+            this.ended = Some(status);
+        }
+        this
+    }
+
+    fn may_repeat(&self) -> bool {
+        self.channel.inner.retry.max_attempts > 1 || self.hedge_at.is_some()
+    }
+
+    /// The message for one more attempt.
+    fn take_message(&mut self) -> MessageBuf {
+        let names = self.method.len() + self.options.metadata.bytes();
+        match std::mem::replace(&mut self.payload, Payload::Gone) {
+            Payload::Fresh(message) if self.options.compress != CompressType::None && self.may_repeat() => {
+                let bytes = message.freeze();
+                let copy = MessageBuf::copy_from_slice(&bytes, names);
+                self.payload = Payload::Kept(bytes);
+                copy
+            }
+            Payload::Fresh(message) => message,
+            Payload::Kept(bytes) => {
+                let copy = MessageBuf::copy_from_slice(&bytes, names);
+                self.payload = Payload::Kept(bytes);
+                copy
+            }
+            Payload::Gone => MessageBuf::with_capacity(0, names),
+        }
+    }
+
+    /// Starts an attempt on an open connection. An error says beside it whether it is the call's end.
+    fn send(&mut self, slot: usize, lane: usize, conn: Arc<Conn>) -> Result<(), (Status, bool)> {
+        let inner = self.channel.inner.clone();
+        let release = |error| {
+            inner.put_back(lane);
+            Err(error)
+        };
+        let wake_at = self.wake_at();
+        let number = inner.attempts.fetch_add(1, Ordering::Relaxed);
+        let (entered, waiting) = {
+            let mut calls = conn.calls();
+            (calls.enter(number, wake_at), calls.waiting())
+        };
+        let Entered { id, rearm } = match entered {
+            Ok(entered) => entered,
+            Err(Some(end)) => return release((end, false)),
+            Err(None) => {
+                let text = format!("more than {MAX_CALLS} calls on a connection");
+                return release((Status::new(Code::EOVERCROWDED, text), false));
+            }
+        };
+        let mut attempt = Attempt { conn, lane, id, unsent: None, over: false };
+        if let Some(config) = self.opens {
+            match attempt.conn.streams.open(&attempt.conn.sender, config, None) {
+                Ok(stream) => {
+                    self.options.stream = Some(stream.settings());
+                    self.drop_stream("the call was tried again");
+                    self.opened = Some(stream);
+                }
+                Err(status) => {
+                    attempt.abandon();
+                    return release((status, true));
+                }
+            }
+        }
+        let is_settled = attempt.conn.is_settled();
+        let meta = AttemptMeta {
+            correlation_id: id,
+            authentication_data: inner.credentials.as_deref().filter(|_| !is_settled),
+            signal: attempt.conn.signal(),
+        };
+        let keep = self.may_repeat();
+        let message = self.take_message();
+        let encoded = encode_request(&self.method, message, &self.options, meta, Instant::now(), &inner.limits);
+        let head = match encoded {
+            Ok(head) => head,
+            Err(status) => {
+                attempt.abandon();
+                return release((status, true));
+            }
+        };
+        if keep && matches!(self.payload, Payload::Gone) {
+            self.payload = Payload::Kept(head.message());
+        }
+        let frame = frame(head, self.options.attachment.clone());
+        self.stats.attempts += 1;
+        self.stats.bytes_sent += frame.len();
+        match attempt.conn.send(frame, waiting) {
+            Ok(()) => {}
+            Err(SendError::Full(frame)) => attempt.unsent = Some((frame, None)),
+            Err(SendError::Closed(_, error)) => {
+                attempt.abandon();
+                return release((status_of(&error), false));
+            }
+            Err(SendError::TooLarge(_, error) | SendError::Invalid(_, error)) => {
+                attempt.abandon();
+                return release((status_of(&error), true));
+            }
+        }
+        if rearm {
+            attempt.conn.wake_reader();
+        }
+        self.tried |= 1 << (lane % 64);
+        self.live[slot] = Some(attempt);
+        Ok(())
+    }
+
+    /// When this call wants to be woken if nothing comes.
+    fn wake_at(&self) -> Option<Instant> {
+        match (self.options.deadline.instant(), self.hedge_at) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+
+    fn is_live(&self) -> bool {
+        self.live.iter().any(Option::is_some)
+    }
+
+    fn drop_stream(&mut self, why: &'static str) {
+        if let Some(stream) = self.opened.take() {
+            stream.fail(Status::new(Code::ECANCELED, why));
+        }
+    }
+
+    fn poll_live(&mut self, cx: &mut Context<'_>) -> Poll<Result<RawResponse, Status>> {
+        let wake_at = self.wake_at();
+        for slot in 0..2 {
+            let Some(attempt) = &mut self.live[slot] else { continue };
+            let outcome = attempt.poll(wake_at, cx);
+            let (lane, transport) = (attempt.lane, attempt.conn.transport);
+            let (result, not_started) = match outcome {
+                Outcome::Pending | Outcome::Due => continue,
+                Outcome::Answered(result, bytes) => {
+                    self.stats.bytes_received += bytes;
+                    let refused = |s: &Status| s.code() == Code::ELOGOFF || s.code() == Code::ELIMIT;
+                    let not_started = result.as_ref().is_err_and(|status| bytes > 0 && refused(status));
+                    (result, not_started)
+                }
+                Outcome::NotStarted(status) => (Err(status), true),
+            };
+            self.stats.transport = transport;
+            self.live[slot] = None;
+            self.channel.inner.put_back(lane);
+            match result {
+                Ok(response) => return Poll::Ready(Ok(response)),
+                // The other one may still answer.
+                Err(status) if self.is_live() => self.failure = Some(status),
+                Err(status) => self.fail(status, not_started)?,
+            }
+        }
+        Poll::Pending
+    }
+
+    /// An attempt failed and none is left: tries again later, or that was it.
+    fn fail(&mut self, status: Status, not_started: bool) -> Result<(), Status> {
+        let inner = &self.channel.inner;
+        let retry = &inner.retry;
+        let more = self.stats.attempts.max(1) + self.retries_unsent() < retry.max_attempts;
+        if !more || !retry.on.covers(&status, not_started) {
+            return Err(status);
+        }
+        if self.opens.is_some() && !not_started {
+            return Err(status);
+        }
+        if !inner.budget.spend() {
+            inner.counters.budget_refused.fetch_add(1, Ordering::Relaxed);
+            return Err(status);
+        }
+        inner.counters.retries.fetch_add(1, Ordering::Relaxed);
+        self.stats.retries += 1;
+        self.retry_at = Some(Instant::now() + retry.backoff.delay(self.stats.retries));
+        self.failure = Some(status);
+        Ok(())
+    }
+
+    /// Retries that followed attempts which never were sent.
+    fn retries_unsent(&self) -> u32 {
+        (self.stats.retries + 1).saturating_sub(self.stats.attempts.max(1))
+    }
+
+    /// Looks for a connection and starts an attempt, or waits for one.
+    fn poll_start(&mut self, slot: usize, cx: &mut Context<'_>) -> Poll<Result<(), Status>> {
+        let inner = self.channel.inner.clone();
+        loop {
+            let Some((index, lane)) = inner.choose(self.tried, cx) else { return Poll::Pending };
+            match Lane::find(&lane, &inner, inner.wait_for_ready, cx) {
+                Found::Wait => {
+                    inner.put_back(index);
+                    return Poll::Pending;
+                }
+                Found::Down(status) => {
+                    inner.put_back(index);
+                    self.tried |= 1 << (index % 64);
+                    // Fail fast means now, unless another address may do.
+                    return Poll::Ready(if inner.any_up() { self.fail(status, true) } else { Err(status) });
+                }
+                Found::Open(conn) => match self.send(slot, index, conn) {
+                    Ok(()) => return Poll::Ready(Ok(())),
+                    Err((status, true)) => return Poll::Ready(Err(status)),
+                    Err((status, false)) => {
+                        self.fail(status, true)?;
+                        if self.retry_at.is_some() {
+                            return Poll::Ready(Ok(()));
+                        }
+                    }
+                },
+            }
+        }
+    }
+
+    fn poll_call(&mut self, cx: &mut Context<'_>) -> Poll<Result<RawResponse, Status>> {
+        if let Some(status) = self.ended.take() {
+            return Poll::Ready(Err(status));
+        }
+        loop {
+            if self.is_live() {
+                if let Poll::Ready(result) = self.poll_live(cx) {
+                    return Poll::Ready(result);
+                }
+                if self.is_live() {
+                    // A wake-up may have been the timer's.
+                    match self.poll_times(cx) {
+                        Poll::Ready(Err(status)) => return Poll::Ready(Err(status)),
+                        Poll::Ready(Ok(())) => continue,
+                        Poll::Pending => return Poll::Pending,
+                    }
+                }
+            }
+            let now = Instant::now();
+            if self.options.deadline.is_expired(now) {
+                return Poll::Ready(Err(self.timed_out()));
+            }
+            if let Some(at) = self.retry_at {
+                if at > now {
+                    let at = self.options.deadline.instant().map_or(at, |deadline| deadline.min(at));
+                    self.channel.inner.alarm.set(&mut self.alarm, at, cx);
+                    return Poll::Pending;
+                }
+                self.retry_at = None;
+            }
+            match self.poll_start(0, cx) {
+                Poll::Ready(Ok(())) => self.alarm = None,
+                Poll::Ready(Err(status)) => return Poll::Ready(Err(status)),
+                Poll::Pending => {
+                    if let Some(at) = self.options.deadline.instant() {
+                        self.channel.inner.alarm.set(&mut self.alarm, at, cx);
+                    }
+                    return Poll::Pending;
+                }
+            }
+        }
+    }
+
+    /// Attempts are under way: has the deadline passed, or is it time for a hedge? Ready means that something changed.
+    fn poll_times(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Status>> {
+        if self.hedge_at.is_none() && self.options.deadline.instant().is_none() {
+            return Poll::Pending;
+        }
+        let now = Instant::now();
+        if self.options.deadline.is_expired(now) {
+            return Poll::Ready(Err(self.timed_out()));
+        }
+        if self.hedge_at.is_none_or(|at| at > now) {
+            return Poll::Pending;
+        }
+        self.hedge_at = None;
+        let inner = self.channel.inner.clone();
+        let slot = usize::from(self.live[0].is_some());
+        let chosen = inner.open_lane_but(self.tried);
+        if let Some((lane, conn)) = chosen {
+            if !inner.budget.spend() {
+                inner.put_back(lane);
+                inner.counters.budget_refused.fetch_add(1, Ordering::Relaxed);
+            } else if self.send(slot, lane, conn).is_ok() {
+                inner.counters.hedges.fetch_add(1, Ordering::Relaxed);
+            }
+        } else {
+            inner.warm_up(self.tried, cx);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn timed_out(&mut self) -> Status {
+        let waited = self.started.elapsed().as_millis();
+        let text = match (&self.failure, self.stats.attempts) {
+            (Some(failure), _) => format!("no answer within {waited} ms; before: {failure}"),
+            (None, 0) => format!("no connection within {waited} ms"),
+            (None, _) => format!("no answer within {waited} ms"),
+        };
+        Status::new(Code::ERPCTIMEDOUT, text)
+    }
+
+    /// Ends what is still under way, and says what the call took.
+    fn finish(&mut self, result: Result<RawResponse, Status>) -> Result<RawResponse, Status> {
+        self.cancel();
+        self.alarm = None;
+        self.stats.latency = self.started.elapsed();
+        let stats = std::mem::take(&mut self.stats);
+        let inner = &self.channel.inner;
+        let mut result = match result {
+            Ok(mut response) => {
+                response.stats = stats;
+                Ok(response)
+            }
+            Err(status) => {
+                inner.counters.failed.fetch_add(1, Ordering::Relaxed);
+                Err(status.with_stats(stats))
+            }
+        };
+        for interceptor in inner.interceptors.iter().rev() {
+            interceptor.response(&mut result);
+        }
+        if result.is_err() {
+            self.drop_stream("the call that would open the stream failed");
+        }
+        result
+    }
+
+    fn cancel(&mut self) {
+        for attempt in self.live.iter_mut().filter_map(Option::take) {
+            let lane = attempt.lane;
+            drop(attempt);
+            self.channel.inner.put_back(lane);
+        }
+    }
+
+    /// The stream that was opened, after the call has ended well.
+    pub(super) fn take_stream(&mut self) -> Option<Arc<StreamCore>> {
+        self.opened.take()
+    }
+}
+
+impl Future for ChannelCall {
+    type Output = Result<RawResponse, Status>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        this.poll_call(cx).map(|result| this.finish(result))
+    }
+}
+
+impl Drop for ChannelCall {
+    fn drop(&mut self) {
+        self.cancel();
+        self.drop_stream("the call was dropped");
+    }
+}
+
+impl std::fmt::Debug for ChannelCall {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ChannelCall").field("method", &self.method).field("stats", &self.stats).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,98 @@
+//! Where a case runs: a transport, its settings, its dispatchers, and the accounts that must balance afterwards.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use ucrpc::rpc::channel::ChannelBuilder;
+use ucrpc::rpc::server::ServerBuilder;
+use ucrpc::transport::{Address, Dispatcher, DispatcherConfig};
+use ucrpc::{Channel, Server};
+
+pub type Case = (&'static str, fn(&Bed));
+
+/// A transport under test.
+#[derive(Clone, Copy)]
+pub struct Backend {
+    pub name: &'static str,
+    pub environment: &'static [(&'static str, &'static str)],
+    address: &'static str,
+    /// What connections say that they run over.
+    pub transport: &'static str,
+}
+
+const NO_UCX: &[(&str, &str)] = &[("UCRPC_UCX_LIBRARY", "none")];
+
+/// Every transport that works without special hardware. `native` is ucrpc's own framing over TCP.
+pub const BACKENDS: &[Backend] = &[
+    Backend { name: "mem", environment: NO_UCX, address: "mem://", transport: "mem" },
+    Backend { name: "tcp", environment: NO_UCX, address: "tcp://127.0.0.1:0", transport: "tcp" },
+    Backend { name: "native", environment: NO_UCX, address: "auto://127.0.0.1:0", transport: "tcp" },
+    Backend { name: "unix", environment: NO_UCX, address: "unix://", transport: "unix" },
+    Backend { name: "ucx-tcp", environment: &[("UCX_TLS", "tcp")], address: "ucx://127.0.0.1:0", transport: "ucx" },
+    Backend { name: "ucx-posix", environment: &[("UCX_TLS", "posix")], address: "ucx://127.0.0.1:0", transport: "ucx" },
+];
+
+/// A server's and a client's dispatcher.
+pub struct Bed {
+    pub backend: &'static Backend,
+    pub server: Dispatcher,
+    pub client: Dispatcher,
+    next: AtomicU32,
+}
+
+impl Bed {
+    pub fn new(backend: &'static Backend) -> Self {
+        let config = |name: &str| DispatcherConfig { name: name.to_owned(), ..DispatcherConfig::default() };
+        let server = Dispatcher::spawn(config("server")).expect("server dispatcher");
+        let client = Dispatcher::spawn(config("client")).expect("client dispatcher");
+        Self { backend, server, client, next: AtomicU32::new(0) }
+    }
+
+    /// An address to listen on, a new one each time.
+    pub fn address(&self) -> Address {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let text = match self.backend.address {
+            "unix://" => format!("unix:///tmp/ucrpc-rpc-{}-{number}.sock", std::process::id()),
+            "mem://" => format!("mem://rpc-{number}"),
+            other => other.to_owned(),
+        };
+        text.parse().expect("address")
+    }
+
+    pub fn serve(&self, server: ServerBuilder) -> Server {
+        server.on(&self.server).listen(self.address()).start().expect("start")
+    }
+
+    pub fn channel(&self, server: &Server) -> ChannelBuilder {
+        // Generous: other tests share the machine.
+        Channel::builder(server.address()).on(&self.client).timeout(Duration::from_secs(30))
+    }
+
+    /// Everything is back at zero, and no wake-up was lost.
+    pub fn finish(self) {
+        let deadline = Instant::now() + Duration::from_secs(15);
+        for dispatcher in [&self.server, &self.client] {
+            loop {
+                let stats = dispatcher.stats();
+                let pool = dispatcher.pool().stats();
+                let left = stats.connections
+                    + stats.handshakes
+                    + stats.listeners
+                    + stats.ucx_inflight
+                    + stats.ucx_held
+                    + stats.ucx_endpoints
+                    + stats.tasks
+                    + pool.receive_in_use
+                    + pool.send_in_use;
+                if left == 0 {
+                    assert_eq!(stats.wake_detector_hits, 0, "a wake-up was lost");
+                    break;
+                }
+                assert!(Instant::now() < deadline, "{} does not come to rest: {stats:#?} {pool:?}", dispatcher.name());
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+        self.server.shutdown();
+        self.client.shutdown();
+    }
+}

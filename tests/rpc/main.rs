@@ -1,0 +1,66 @@
+//! The RPC suite over every transport: each case runs in a process of its own, because UCX reads its settings once per
+//! process and a misuse of it aborts.
+//!
+//! `cargo test --test rpc -- ucx-posix` runs one backend; `UCRPC_CHILD=tcp/unary target/debug/deps/rpc-*` runs one case in this
+//! process, for a debugger.
+
+mod bed;
+mod echo;
+mod unary;
+
+use std::process::{Command, ExitCode};
+
+use libtest_mimic::{Arguments, Failed, Trial};
+
+use self::bed::{BACKENDS, Backend, Case};
+
+/// Names the case that a child process runs: `backend/case`.
+const CHILD: &str = "UCRPC_CHILD";
+
+fn main() -> ExitCode {
+    if let Ok(name) = std::env::var(CHILD) {
+        return child(&name);
+    }
+    let mut arguments = Arguments::from_args();
+    // Two cores: more processes at once only make each other's deadlines late.
+    arguments.test_threads = Some(arguments.test_threads.unwrap_or(2).min(2));
+    let everywhere =
+        BACKENDS.iter().flat_map(|backend| EVERYWHERE.iter().copied().flatten().map(move |case| (backend, case)));
+    let trials = everywhere.map(|(backend, (case, _))| {
+        let (backend, name) = (*backend, format!("{}/{case}", backend.name));
+        Trial::test(name.clone(), move || parent(&backend, &name))
+    });
+    libtest_mimic::run(&arguments, trials.collect()).exit_code()
+}
+
+/// Cases that hold on every transport.
+const EVERYWHERE: &[&[Case]] = &[unary::CASES];
+
+/// Runs a case in a process with the backend's settings.
+fn parent(backend: &Backend, name: &str) -> Result<(), Failed> {
+    let me = std::env::current_exe().map_err(|e| e.to_string())?;
+    let mut command = Command::new(me);
+    command.env(CHILD, name).envs(backend.environment.iter().copied());
+    let output = command.output().map_err(|e| format!("cannot start a child: {e}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Err(format!("{}\n{}{}", output.status, text(&output.stdout), text(&output.stderr)).into())
+}
+
+fn child(name: &str) -> ExitCode {
+    let (backend, case) = name.split_once('/').expect("backend/case");
+    let backend = BACKENDS.iter().find(|b| b.name == backend).expect("a known backend");
+    let (_, run) = EVERYWHERE.iter().copied().flatten().find(|(n, _)| *n == case).expect("a known case");
+    let watchdog = std::time::Duration::from_secs(150);
+    std::thread::spawn(move || {
+        std::thread::sleep(watchdog);
+        eprintln!("the case did not end within {watchdog:?}");
+        std::process::exit(3);
+    });
+    let bed = bed::Bed::new(backend);
+    run(&bed);
+    bed.finish();
+    ExitCode::SUCCESS
+}
