@@ -56,6 +56,7 @@ fn native(dispatcher: &Dispatcher, config: ConnectionConfig) -> (Connection, Tcp
         max_head: 1 << 20,
         credit: Credit { messages: 1 << 20, bytes: 1 << 40 },
         keepalive_ms: 0,
+        endpoint: None,
     };
     stream.write_all(&hello::encode(&Message::Accept(accept))).expect("accept");
     (connecting.blocking().expect("connect"), stream, hello)

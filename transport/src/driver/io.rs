@@ -49,13 +49,6 @@ pub(crate) enum Timer {
     Sleep(Arc<SleepState>),
 }
 
-/// A stream connection that was read lately.
-pub(crate) struct Hot {
-    pub(crate) key: Key,
-    /// Turns since it had something.
-    pub(crate) idle: u32,
-}
-
 /// The UCX worker, made when the first connection needs it.
 pub(crate) enum WorkerSlot {
     Unused,
@@ -88,7 +81,7 @@ pub(crate) struct Io {
     pub(crate) turns_to_poll: u32,
     pub(crate) poll_distance: u32,
     /// Stream connections that are read in each turn.
-    pub(crate) hot: Vec<Hot>,
+    pub(crate) hot: Vec<super::pace::Hot>,
     /// Sleeps given up in a row because UCX's descriptor was ready and nothing was found.
     pub(crate) useless_edges: u32,
     /// Times in a row that UCX said busy when it was to be armed, and how many turns had found work by then.

@@ -24,14 +24,6 @@ use crate::{
     queue,
 };
 
-/// Turns of a spinning loop between two looks at the clock and the sockets while UCX is in use: epoll costs as much as
-/// ten empty turns of UCX over shared memory. The distance doubles from the first to the second of these while the
-/// sockets are silent (about 5 us), and starts over when one of them has something.
-const TURNS_PER_POLL: [u32; 2] = [1, 256];
-/// The same while stream connections are read without being asked for: such a turn costs a system call by itself.
-const TURNS_PER_POLL_HOT: u32 = 64;
-/// As many idle turns count for one that found work: it may have taken long.
-const WORKING_TURN: u32 = 8;
 /// Connections served in one turn.
 const SERVED_PER_TURN: usize = 256;
 
@@ -334,9 +326,7 @@ impl Core {
     fn turn(&mut self) -> bool {
         let mut worked = self.progress();
         worked |= self.take_events();
-        if !self.io.hot.is_empty() {
-            worked |= self.read_hot();
-        }
+        worked |= self.read_hot();
         if self.io.due_for_poll(worked) {
             self.update_clock();
             worked |= self.poll(Some(Duration::ZERO));
@@ -407,30 +397,5 @@ impl Core {
         if let Err(error) = backend.fetch(&mut conn.core, &mut self.io, id, reply) {
             self.end(key, error);
         }
-    }
-}
-
-impl Io {
-    /// Whether this turn looks at the clock and the sockets.
-    #[inline]
-    fn due_for_poll(&mut self, worked: bool) -> bool {
-        let longest = match self.worker {
-            _ if !self.hot.is_empty() => TURNS_PER_POLL_HOT,
-            WorkerSlot::Ready { .. } => TURNS_PER_POLL[1],
-            _ => return true,
-        };
-        self.turns_to_poll = self.turns_to_poll.saturating_sub(if worked { WORKING_TURN } else { 1 });
-        if self.turns_to_poll == 0 {
-            self.poll_distance = (self.poll_distance * 2).clamp(TURNS_PER_POLL[0], longest);
-            self.turns_to_poll = self.poll_distance;
-            return true;
-        }
-        false
-    }
-
-    /// A socket had something: more may follow soon.
-    pub(super) fn poll_often(&mut self) {
-        self.poll_distance = TURNS_PER_POLL[0];
-        self.turns_to_poll = TURNS_PER_POLL[0];
     }
 }

@@ -40,8 +40,9 @@ const MAX_UNREAD_CONTROL: u32 = 16 << 10;
 /// From how many bytes a body goes by rendezvous, by the lane that carries it (`docs/decisions.md` has the measurements).
 pub(super) fn rendezvous_from(lanes: &str) -> u64 {
     let verbs = ["rc_", "ud_", "dc_", "ib"].iter().any(|name| lanes.contains(name));
-    let shared_memory = ["posix", "sysv", "xpmem", "cma", "knem"].iter().any(|name| lanes.contains(name));
-    match (verbs, shared_memory) {
+    // Memory that the receiver can reach by itself. Without such a lane shared memory copies fragments either way.
+    let single_copy = ["xpmem", "cma", "knem"].iter().any(|name| lanes.contains(name));
+    match (verbs, single_copy) {
         (true, _) => 16 << 10,
         (false, true) => 32 << 10,
         (false, false) => 256 << 10,
