@@ -20,12 +20,15 @@ use util::{CLIENT_CPU, Options, SERVER_CPU, machine, process};
 
 const LIMITS: Limits = Limits { messages: 1024, bytes: 1 << 30 };
 
+/// Measures for so long.
+type Run = fn(Duration) -> Histogram<u64>;
+
 fn main() {
     let options = Options::from_args();
     machine::print_header("queue: push and pop of a frame", &options);
     process::pin(SERVER_CPU);
     println!();
-    let runs: [(&str, fn(Duration) -> Histogram<u64>); 3] = [
+    let runs: [(&str, Run); 3] = [
         ("one thread, one by one", |time| on_one_thread(1, time)),
         ("one thread, 64 at a time", |time| on_one_thread(64, time)),
         ("two threads, one core each", between_threads),

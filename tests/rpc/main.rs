@@ -4,6 +4,8 @@
 //! `cargo test --test rpc -- ucx-posix` runs one backend; `UCRPC_CHILD=tcp/unary target/debug/deps/rpc-*` runs one case in this
 //! process, for a debugger.
 
+#![allow(unreachable_pub, reason = "a test program has no public interface")]
+
 mod bed;
 mod echo;
 mod unary;
