@@ -6,7 +6,8 @@ use std::{
 };
 
 use ucrpc::transport::{
-    Address, Connection, ConnectionConfig, Dispatcher, DispatcherConfig, ListenConfig, Listener, Transport, WaitPolicy,
+    Address, Connection, ConnectionConfig, Dispatcher, DispatcherConfig, Keepalive, ListenConfig, Listener, Transport,
+    WaitPolicy,
 };
 
 /// What carries the frames of a backend.
@@ -125,7 +126,7 @@ impl Bed {
 
     /// A listener whose connections have this configuration.
     pub fn listen_as(&self, connection: &ConnectionConfig) -> Listener {
-        self.listen(ListenConfig { connection: connection.clone(), ..ListenConfig::default() })
+        self.listen(ListenConfig { connection: patient(connection), ..ListenConfig::default() })
     }
 
     /// A client's and a server's end of one connection, both open.
@@ -139,7 +140,7 @@ impl Bed {
     }
 
     pub fn pair_on(&self, listener: &mut Listener, client: &ConnectionConfig) -> (Connection, Connection) {
-        let connecting = self.client.connect(listener.local_address(), client.clone());
+        let connecting = self.client.connect(listener.local_address(), patient(client));
         let client = connecting.blocking().expect("connect");
         let server = listener.accept_blocking().expect("accept");
         self.backend.check(&client);
@@ -167,6 +168,22 @@ impl Bed {
     }
 }
 
+/// Deadlines that a machine keeps which does much else at the same time. What a case has chosen stays.
+fn patient(config: &ConnectionConfig) -> ConnectionConfig {
+    let usual = ConnectionConfig::default();
+    let mut config = config.clone();
+    if config.connect_timeout == usual.connect_timeout {
+        (config.connect_timeout, config.prove_timeout) = (Duration::from_secs(40), Duration::from_secs(30));
+    }
+    if config.linger == usual.linger {
+        config.linger = Duration::from_secs(30);
+    }
+    if config.keepalive == usual.keepalive {
+        config.keepalive = Some(Keepalive { deadline: Duration::from_secs(20), ..Keepalive::default() });
+    }
+    config
+}
+
 /// Ends a dispatcher whose connections were all closed: everything is back at zero, and no wake-up was lost.
 pub fn finish(dispatcher: &Dispatcher) {
     comes_to_rest(dispatcher, 0);
@@ -176,7 +193,7 @@ pub fn finish(dispatcher: &Dispatcher) {
 
 /// Waits until a dispatcher has nothing but `listeners` left.
 pub fn comes_to_rest(dispatcher: &Dispatcher, listeners: u64) {
-    let deadline = Instant::now() + Duration::from_secs(15);
+    let deadline = Instant::now() + Duration::from_secs(40);
     loop {
         let (stats, pool) = (dispatcher.stats(), dispatcher.pool().stats());
         let left = stats.connections

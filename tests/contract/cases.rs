@@ -24,7 +24,6 @@ pub enum On {
     Streams,
     /// What has a socket: all but mem.
     Sockets,
-    Ucx,
 }
 
 /// One promise of the transport.

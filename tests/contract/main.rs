@@ -46,7 +46,6 @@ fn is_for(backend: &Backend, case: &Case) -> bool {
         On::All => true,
         On::Streams => backend.is_stream(),
         On::Sockets => backend.is_stream() || backend.is_ucx(),
-        On::Ucx => backend.is_ucx(),
     };
     carrier && (case.on_auto || !backend.name.starts_with("auto"))
 }
@@ -72,7 +71,8 @@ fn child(name: &str) -> ExitCode {
     let (backend, case) = name.split_once('/').expect("backend/case");
     let backend = BACKENDS.iter().find(|b| b.name == backend).expect("a known backend");
     let case = cases::all().find(|c| c.name == case).expect("a known case");
-    let patience = Duration::from_secs(120) + tools::soak_seconds().unwrap_or_default() * 10;
+    let longer = tools::soak_seconds().map_or(Duration::ZERO, |soak| soak * 10 + Duration::from_secs(900));
+    let patience = Duration::from_secs(120) + longer;
     std::thread::spawn(move || {
         std::thread::sleep(patience);
         eprintln!("the case did not end within {patience:?}");

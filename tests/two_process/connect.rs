@@ -124,7 +124,7 @@ fn listen_errors() -> Outcome {
     for (address, kind, text) in [
         (used.as_str(), "Invalid", "in use"),
         ("tcp://192.0.2.1:0", "Invalid", "Cannot assign"),
-        (&format!("unix://{path}"), "Invalid", "in use"),
+        (&format!("unix://{path}"), "Invalid", "listens there"),
         ("unix:///nonexistent-folder/x.sock", "Invalid", "No such file"),
         ("tcp://no-such-host.invalid:0", "Unreachable", "no-such-host.invalid"),
         ("tcp://127.0.0.1", "Invalid", "port"),

@@ -40,6 +40,7 @@ fn run(backend: &Backend, cut: Cut, mode: &str, v6: bool) -> Outcome {
     net.only(v6);
     let mut env = backend.env.to_vec();
     env.push(("UCX_NET_DEVICES", "eth0"));
+    env.push(("UCX_TCP_CONN_NB", if std::env::var_os("DBG_NB").is_some() { "n" } else { "y" }));
     let mut server = Peer::start_in(Some(&net.host(Host::A)), "server", &env);
     let host = Net::address(Host::A, v6);
     let host = if v6 { format!("[{host}]") } else { host.to_string() };
@@ -65,7 +66,10 @@ fn run(backend: &Backend, cut: Cut, mode: &str, v6: bool) -> Outcome {
     server.check_balance();
     set(&net, cut, false);
     // The first packets find the neighbours anew.
-    let again = client.connect(&format!("{address} mode={mode} {PATIENT}"));
+    let again = client.ask(&format!("connect {address} mode={mode} {PATIENT}"), "connected");
+    // A server that is no more says so here.
+    server.stat("connections");
+    assert_eq!(again.get("ok"), "true", "{again:?}");
     assert!(again.get("transport").starts_with(backend.lane), "{again:?}");
     client.say(&format!("abort {}", again.get("id")));
     client.expect("ended");

@@ -168,7 +168,7 @@ fn stop(backend: &'static Backend, victim: Victim, mode: &'static str) -> Outcom
     };
     let since = peer.go_on();
     let ended = peer.expect_of("ended", id);
-    table::check(&format!("SIGCONT after being given up, {mode}"), backend.name, since, &ended);
+    table::check_continued(&format!("SIGCONT after being given up, {mode}"), backend.name, since, &ended);
     assert_eq!(ended.get("pending"), "", "{ended:?}");
     peer.check_balance();
     pair.connect();

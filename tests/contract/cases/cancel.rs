@@ -52,14 +52,9 @@ fn drop_connecting(bed: &Bed) {
     }
     assert!(opened >= 15);
     // Some were accepted before they were dropped; each of them ends.
-    loop {
-        match block_for(Duration::from_millis(300), listener.accept()) {
-            Some(connection) => {
-                let mut connection = connection.unwrap();
-                block_for(Duration::from_secs(10), connection.recv()).expect("its end").unwrap_err();
-            }
-            None => break,
-        }
+    while let Some(connection) = block_for(Duration::from_millis(300), listener.accept()) {
+        let mut connection = connection.unwrap();
+        block_for(Duration::from_secs(10), connection.recv()).expect("its end").unwrap_err();
     }
     let (client, mut server) = bed.pair_on(&mut listener, &config);
     client.send(&b"still works"[..]).unwrap();

@@ -124,14 +124,14 @@ fn plan_into_too_small(bed: &Bed) {
 
 fn plan_later(bed: &Bed) {
     let (client, mut server) = pair(bed, &planned(|_| RecvPlan::Later));
-    for i in 0..SIZES.len() {
+    for (i, size) in SIZES.into_iter().enumerate() {
         for how in 0..6 {
             send(&client, i);
             client.send(&b"next"[..]).unwrap();
             let pending = expect_pending(server.recv_blocking().unwrap(), i);
             let fetched = match how {
-                0 => Some(pending.fetch(RecvBuf::Bytes(BytesMut::zeroed(SIZES[i])))),
-                1 => Some(pending.fetch(RecvBuf::Aligned(AlignedBuf::new(SIZES[i] + 9, 4096)))),
+                0 => Some(pending.fetch(RecvBuf::Bytes(BytesMut::zeroed(size)))),
+                1 => Some(pending.fetch(RecvBuf::Aligned(AlignedBuf::new(size + 9, 4096)))),
                 2 => Some(pending.fetch_pooled()),
                 3 => {
                     pending.refuse();
@@ -227,7 +227,9 @@ fn plan_later_slowly(bed: &Bed) {
 }
 
 fn plan_refuse(bed: &Bed) {
-    let plan = |a: &Announcement<'_>| if a.head[0] % 2 == 0 { RecvPlan::Refuse("even".into()) } else { RecvPlan::Pool };
+    let plan = |a: &Announcement<'_>| {
+        if a.head[0].is_multiple_of(2) { RecvPlan::Refuse("even".into()) } else { RecvPlan::Pool }
+    };
     let (client, mut server) = pair(bed, &planned(plan));
     let (rounds, mut refused) = (20, 0);
     for _ in 0..rounds {
@@ -290,7 +292,7 @@ fn plan_once(bed: &Bed) {
     let (client, mut server) = pair(bed, &planned(plan));
     for i in 0..SIZES.len() {
         send(&client, i);
-        client.send(vec![0; SIZES[i].min(100_000)]).unwrap();
+        client.send(vec![0; size.min(100_000)]).unwrap();
         expect_body(server.recv_blocking().unwrap(), i);
         assert_eq!(server.recv_blocking().unwrap().body.len(), 0);
     }

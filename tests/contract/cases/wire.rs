@@ -298,7 +298,7 @@ fn bad_hellos(bed: &Bed) {
         changed(5, 4),
         too_long,
         huge,
-        good[..12].to_vec().into_iter().chain([0xff; 200]).collect(),
+        good[..12].iter().copied().chain([0xff; 200]).collect(),
     ];
     for (i, bytes) in bad.into_iter().enumerate() {
         let before = bed.server.stats().handshakes_failed;

@@ -295,13 +295,12 @@ impl Core {
         conn.core.shared.finish(error);
         // What comes from now on is read, so that the peer can go on to its end, but nobody receives it.
         conn.core.deliver.close();
-        let mut patience = LAST_WORD;
+        // What we have sent may be deep in the system's buffers: the peer ends the wait when it has read it.
+        let patience = LAST_WORD.max(conn.core.config.linger);
         match &mut conn.link {
             Link::Tcp(link) => {
                 // The frame that has begun must be finished before our answer can follow it.
-                if !link.last_word(&mut conn.core) {
-                    patience = patience.max(conn.core.config.linger);
-                }
+                link.last_word(&mut conn.core);
             }
             Link::Ucx(_) | Link::Cm(_) => {}
             Link::Opening(_) | Link::Mem(_) => return self.close_link(key),

@@ -142,17 +142,16 @@ impl TcpLink {
         Ok(heard)
     }
 
-    /// Ends the stream after what the writer has begun; what waits in the queue is dropped. `false`: not yet.
-    pub(super) fn last_word(&mut self, core: &mut ConnCore) -> bool {
+    /// Ends the stream after what the writer has begun; what waits in the queue is dropped. Until then it is called
+    /// again with every edge.
+    pub(super) fn last_word(&mut self, core: &mut ConnCore) {
         core.queue.close();
         while core.queue.pop().is_some() {}
         let mut half = lock(&self.half);
         half.numbering.drop_stalled();
-        if half.writer.pending_bytes() > 0 {
-            return false;
+        if half.writer.pending_bytes() == 0 {
+            let _ = self.stream.shutdown(std::net::Shutdown::Write);
         }
-        let _ = self.stream.shutdown(std::net::Shutdown::Write);
-        true
     }
 
     /// Whether a body waits for a decision or for memory: nothing behind it is read, the peer's pings neither.
