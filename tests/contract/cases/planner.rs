@@ -290,7 +290,7 @@ fn plan_once(bed: &Bed) {
         RecvPlan::Pool
     };
     let (client, mut server) = pair(bed, &planned(plan));
-    for i in 0..SIZES.len() {
+    for (i, size) in SIZES.into_iter().enumerate() {
         send(&client, i);
         client.send(vec![0; size.min(100_000)]).unwrap();
         expect_body(server.recv_blocking().unwrap(), i);
