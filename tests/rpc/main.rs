@@ -8,11 +8,13 @@
 
 mod bed;
 mod echo;
+#[path = "../util/retry.rs"]
+mod retry;
 mod unary;
 
 use std::process::{Command, ExitCode};
 
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::{Arguments, Failed};
 
 use self::bed::{BACKENDS, Backend, Case};
 
@@ -30,7 +32,7 @@ fn main() -> ExitCode {
         BACKENDS.iter().flat_map(|backend| EVERYWHERE.iter().copied().flatten().map(move |case| (backend, case)));
     let trials = everywhere.map(|(backend, (case, _))| {
         let (backend, name) = (*backend, format!("{}/{case}", backend.name));
-        Trial::test(name.clone(), move || parent(&backend, &name))
+        retry::trial(name.clone(), move || parent(&backend, &name))
     });
     libtest_mimic::run(&arguments, trials.collect()).exit_code()
 }

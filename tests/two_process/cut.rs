@@ -30,7 +30,9 @@ pub(crate) fn trials() -> Vec<Trial> {
                     // UCX 1.13.1 now and then crashes in its worker's end after this: see docs/troubleshooting.md.
                     let crashes = cut == Cut::LinkDown && mode == "load" && backend.name == "ucx-tcp";
                     let ignored = crashes && std::env::var_os("UCRPC_CUT_UNDER_LOAD").is_none();
-                    trials.push(Trial::test(name, move || run(backend, cut, mode, v6)).with_ignored_flag(ignored));
+                    trials.push(
+                        crate::retry::trial(name, move || run(backend, cut, mode, v6)).with_ignored_flag(ignored),
+                    );
                 }
             }
         }
