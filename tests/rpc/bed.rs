@@ -32,6 +32,27 @@ pub const BACKENDS: &[Backend] = &[
     Backend { name: "ucx-posix", environment: &[("UCX_TLS", "posix")], address: "ucx://127.0.0.1:0", transport: "ucx" },
 ];
 
+/// UCX over verbs; run in a guest of `cargo xtask rdma-vm`, where a missing device is a failure.
+pub const RDMA_BACKENDS: &[Backend] = &[
+    Backend {
+        name: "ucx-rc",
+        environment: &[("UCX_TLS", "rc"), ("UCX_NET_DEVICES", "rxe0:1")],
+        address: "ucx://127.0.0.1:0",
+        transport: "ucx",
+    },
+    Backend {
+        name: "ucx-ud",
+        environment: &[("UCX_TLS", "ud_verbs"), ("UCX_NET_DEVICES", "rxe0:1")],
+        address: "ucx://127.0.0.1:0",
+        transport: "ucx",
+    },
+];
+
+/// Those of this run: `UCRPC_TEST_RDMA` asks for verbs.
+pub fn backends() -> &'static [Backend] {
+    if std::env::var_os("UCRPC_TEST_RDMA").is_some() { RDMA_BACKENDS } else { BACKENDS }
+}
+
 /// A server's and a client's dispatcher.
 pub struct Bed {
     pub backend: &'static Backend,

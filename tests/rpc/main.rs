@@ -16,7 +16,7 @@ use std::process::{Command, ExitCode};
 
 use libtest_mimic::{Arguments, Failed};
 
-use self::bed::{BACKENDS, Backend, Case};
+use self::bed::{Backend, Case, backends};
 
 /// Names the case that a child process runs: `backend/case`.
 const CHILD: &str = "UCRPC_CHILD";
@@ -29,7 +29,7 @@ fn main() -> ExitCode {
     // Two cores: more processes at once only make each other's deadlines late.
     arguments.test_threads = Some(arguments.test_threads.unwrap_or(2).min(2));
     let everywhere =
-        BACKENDS.iter().flat_map(|backend| EVERYWHERE.iter().copied().flatten().map(move |case| (backend, case)));
+        backends().iter().flat_map(|backend| EVERYWHERE.iter().copied().flatten().map(move |case| (backend, case)));
     let trials = everywhere.map(|(backend, (case, _))| {
         let (backend, name) = (*backend, format!("{}/{case}", backend.name));
         retry::trial(name.clone(), move || parent(&backend, &name))
@@ -55,7 +55,7 @@ fn parent(backend: &Backend, name: &str) -> Result<(), Failed> {
 
 fn child(name: &str) -> ExitCode {
     let (backend, case) = name.split_once('/').expect("backend/case");
-    let backend = BACKENDS.iter().find(|b| b.name == backend).expect("a known backend");
+    let backend = backends().iter().find(|b| b.name == backend).expect("a known backend");
     let (_, run) = EVERYWHERE.iter().copied().flatten().find(|(n, _)| *n == case).expect("a known case");
     let watchdog = std::time::Duration::from_secs(150);
     std::thread::spawn(move || {
