@@ -6,6 +6,9 @@
 
 mod bed;
 mod echo;
+mod ending;
+mod resilience;
+mod streams;
 mod unary;
 
 use std::process::{Command, ExitCode};
@@ -33,7 +36,7 @@ fn main() -> ExitCode {
 }
 
 /// Cases that hold on every transport.
-const EVERYWHERE: &[&[Case]] = &[unary::CASES];
+const EVERYWHERE: &[&[Case]] = &[unary::CASES, ending::CASES, streams::CASES, resilience::CASES];
 
 /// Runs a case in a process with the backend's settings.
 fn parent(backend: &Backend, name: &str) -> Result<(), Failed> {
