@@ -123,36 +123,42 @@ impl Inner {
         counter.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// An open connection, if the next lane has one.
+    /// An open connection, if there is one.
     #[inline]
-    fn open_lane(&self) -> Option<(usize, Arc<Conn>)> {
+    fn open_lane(self: &Arc<Self>) -> Option<(usize, Arc<Conn>)> {
         if self.lanes.len() == 1 && !self.is_pooled {
             return self.lanes[0].open().map(|conn| (0, conn));
         }
         self.open_lane_but(0)
     }
 
-    /// An open connection of a lane that is not among `tried`.
-    fn open_lane_but(&self, tried: u64) -> Option<(usize, Arc<Conn>)> {
-        let first = if self.is_pooled { 0 } else { self.turn.fetch_add(1, Ordering::Relaxed) };
-        let fresh = |index: usize| tried >> (index % 64) & 1 == 0;
-        (0..self.lanes.len()).map(|i| (first.wrapping_add(i)) % self.lanes.len()).filter(|&i| fresh(i)).find_map(|index| {
+    /// An open connection of a lane that is not among `tried`. Shared lanes that would have had their turn are connected for
+    /// later calls.
+    fn open_lane_but(self: &Arc<Self>, tried: u64) -> Option<(usize, Arc<Conn>)> {
+        let (first, count) = (self.first_turn(), self.lanes.len());
+        for index in (0..count).map(|i| first.wrapping_add(i) % count).filter(|index| is_fresh(tried, *index)) {
             if self.is_pooled && !self.lanes[index].take() {
-                return None;
+                continue;
             }
-            match self.lanes[index].open() {
-                Some(conn) => Some((index, conn)),
-                None => {
-                    self.put_back(index);
-                    None
-                }
+            if let Some(conn) = self.lanes[index].open() {
+                return Some((index, conn));
             }
-        })
+            if !self.is_pooled {
+                self.lanes[index].warm_up(self);
+            }
+            self.put_back(index);
+        }
+        None
+    }
+
+    /// Where to begin to look: pooled connections are used again as soon as they can be, shared ones take turns.
+    fn first_turn(&self) -> usize {
+        if self.is_pooled { 0 } else { self.turn.fetch_add(1, Ordering::Relaxed) }
     }
 
     /// The lane for an attempt: open ones first, then those that were not tried and are not known to be down. `None` if all
     /// pooled connections are taken; the waker was noted.
-    fn choose(&self, tried: u64, cx: &Context<'_>) -> Option<(usize, Arc<Lane>)> {
+    fn choose(self: &Arc<Self>, tried: u64, cx: &Context<'_>) -> Option<(usize, Arc<Lane>)> {
         if let Some((index, _)) = self.open_lane_but(tried) {
             return Some((index, self.lanes[index].clone()));
         }
@@ -170,9 +176,9 @@ impl Inner {
     }
 
     fn choose_closed(&self, tried: u64) -> Option<(usize, Arc<Lane>)> {
-        let first = if self.is_pooled { 0 } else { self.turn.fetch_add(1, Ordering::Relaxed) };
-        let cost = |index: usize| (self.lanes[index].is_down(), tried >> (index % 64) & 1);
-        let mut order: Vec<_> = (0..self.lanes.len()).map(|i| (first.wrapping_add(i)) % self.lanes.len()).collect();
+        let (first, count) = (self.first_turn(), self.lanes.len());
+        let cost = |index: usize| (self.lanes[index].is_down(), !is_fresh(tried, index));
+        let mut order: Vec<_> = (0..count).map(|i| first.wrapping_add(i) % count).collect();
         order.sort_by_key(|&index| cost(index));
         let index = order.into_iter().find(|&index| !self.is_pooled || self.lanes[index].take())?;
         Some((index, self.lanes[index].clone()))
@@ -191,14 +197,11 @@ impl Inner {
     fn any_up(&self) -> bool {
         self.lanes.iter().any(|lane| !lane.is_down())
     }
+}
 
-    /// Connects a lane that is not among `tried`, for the next time.
-    fn warm_up(self: &Arc<Self>, tried: u64, cx: &Context<'_>) {
-        let fresh = |index: &usize| tried >> (index % 64) & 1 == 0;
-        if let Some(index) = (0..self.lanes.len()).find(fresh) {
-            let _ = Lane::find(&self.lanes[index], self, true, cx);
-        }
-    }
+/// Whether a lane is not among those that a call tried.
+fn is_fresh(tried: u64, index: usize) -> bool {
+    tried >> (index % 64) & 1 == 0
 }
 
 impl Drop for Inner {

@@ -393,7 +393,7 @@ impl ChannelCall {
                 }
                 if self.is_live() {
                     // A wake-up may have been the timer's.
-                    match self.poll_times(cx) {
+                    match self.poll_times() {
                         Poll::Ready(Err(status)) => return Poll::Ready(Err(status)),
                         Poll::Ready(Ok(())) => continue,
                         Poll::Pending => return Poll::Pending,
@@ -426,7 +426,7 @@ impl ChannelCall {
     }
 
     /// Attempts are under way: has the deadline passed, or is it time for a hedge? Ready means that something changed.
-    fn poll_times(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Status>> {
+    fn poll_times(&mut self) -> Poll<Result<(), Status>> {
         if self.hedge_at.is_none() && self.options.deadline.instant().is_none() {
             return Poll::Pending;
         }
@@ -440,16 +440,14 @@ impl ChannelCall {
         self.hedge_at = None;
         let inner = self.channel.inner.clone();
         let slot = usize::from(self.live[0].is_some());
-        let chosen = inner.open_lane_but(self.tried);
-        if let Some((lane, conn)) = chosen {
+        // Where no other lane is open there is no hedge; one is being connected for the next time.
+        if let Some((lane, conn)) = inner.open_lane_but(self.tried) {
             if !inner.budget.spend() {
                 inner.put_back(lane);
                 inner.counters.budget_refused.fetch_add(1, Ordering::Relaxed);
             } else if self.send(slot, lane, conn).is_ok() {
                 inner.counters.hedges.fetch_add(1, Ordering::Relaxed);
             }
-        } else {
-            inner.warm_up(self.tried, cx);
         }
         Poll::Ready(Ok(()))
     }

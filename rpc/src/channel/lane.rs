@@ -64,6 +64,19 @@ impl Lane {
         }
     }
 
+    /// Starts to connect, if nobody does and nothing is known to be wrong. Nobody is woken when it is done.
+    pub(super) fn warm_up(self: &Arc<Self>, inner: &Arc<Inner>) {
+        {
+            let mut state = self.lock();
+            match &state.phase {
+                Phase::Open(conn) if conn.is_usable() => return,
+                Phase::Idle | Phase::Open(_) => state.phase = Phase::Connecting,
+                Phase::Connecting | Phase::Down(_) | Phase::Closed => return,
+            }
+        }
+        self.connect(inner);
+    }
+
     pub(super) fn is_down(&self) -> bool {
         matches!(self.lock().phase, Phase::Down(_) | Phase::Closed)
     }
