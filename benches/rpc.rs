@@ -200,7 +200,12 @@ fn rpc_latency(scheme: &str, size: usize, count: usize, attached: bool) -> f64 {
             let got = if attached {
                 client.echo(EchoRequest::default()).attachment(payload.clone()).await.unwrap().attachment().len()
             } else {
-                client.echo(EchoRequest { payload: payload.clone(), ..EchoRequest::default() }).await.unwrap().payload.len()
+                client
+                    .echo(EchoRequest { payload: payload.clone(), ..EchoRequest::default() })
+                    .await
+                    .unwrap()
+                    .payload
+                    .len()
             };
             times.push(start.elapsed());
             assert_eq!(got, size);

@@ -30,7 +30,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let mut times = Vec::with_capacity(count as usize);
         for i in 0..count + count / 10 {
             let start = Instant::now();
-            let frame = if size <= 4096 { Frame::from(payload.clone()) } else { Frame::new("", Body::Bytes(payload.clone())) };
+            let frame =
+                if size <= 4096 { Frame::from(payload.clone()) } else { Frame::new("", Body::Bytes(payload.clone())) };
             connection.send(frame)?;
             connection.recv().await?;
             if i >= count / 10 {

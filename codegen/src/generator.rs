@@ -50,7 +50,12 @@ impl Generator {
         put!(buf, "pub mod {module}_client {{");
         put!(buf, "{ALLOW}");
         put!(buf, "    use {runtime} as rpc;");
-        write_docs(buf, &service.comments, 1, &format!("Client of the service `{full}`, over a channel, or a stand-in `C` for one."));
+        write_docs(
+            buf,
+            &service.comments,
+            1,
+            &format!("Client of the service `{full}`, over a channel, or a stand-in `C` for one."),
+        );
         put!(buf, "    #[derive(Debug, Clone)]");
         put!(buf, "    pub struct {name}Client<C = rpc::Channel> {{");
         put!(buf, "        caller: C,");

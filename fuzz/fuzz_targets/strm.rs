@@ -1,3 +1,4 @@
+//! STRM frames: no bytes make the decoder panic.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| ucrpc_fuzz::rpc::strm(data));

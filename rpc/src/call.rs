@@ -14,10 +14,10 @@ pub use deadline::Deadline;
 pub use inherit::{Inherited, Trace};
 pub use metadata::{Metadata, MetadataError};
 
-use crate::streaming::{self, StreamConfig, Streams};
-use crate::{Code, Status};
 use crate::codec::{ChecksumType, CompressType};
+use crate::streaming::{self, StreamConfig, Streams};
 use crate::wire::{RequestMeta, RpcMeta, Segments, StreamSettings, UserFields};
+use crate::{Code, Status};
 
 /// The name of a method on the wire.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

@@ -519,4 +519,3 @@ impl fmt::Debug for Channel {
         f.debug_struct("Channel").field("addresses", &addresses).finish_non_exhaustive()
     }
 }
-

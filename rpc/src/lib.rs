@@ -23,12 +23,12 @@ pub mod streaming;
 pub mod testing;
 pub mod wire;
 
+pub use call::{CallContext, Deadline, Metadata, Response};
 pub use channel::{Channel, ConnectionType};
 pub use framer::PrpcFramer;
 pub use interceptor::{ClientInterceptor, ServerInterceptor};
 pub use place::{IntoAddress, Place};
 pub use server::Server;
-pub use call::{CallContext, Deadline, Metadata, Response};
 pub use service::{Registry, Service};
 pub use status::{Code, Status};
 

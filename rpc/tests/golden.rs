@@ -82,7 +82,11 @@ fn a_request_with_everything() {
     options.stream =
         Some(StreamSettings { stream_id: 7, need_feedback: true, writable: true, extra_stream_ids: vec![] });
     options.metadata.insert("k", "v").unwrap();
-    check_request(&options, AttemptMeta { correlation_id: 5, authentication_data: Some(b"key"), ..AttemptMeta::default() }, expected);
+    check_request(
+        &options,
+        AttemptMeta { correlation_id: 5, authentication_data: Some(b"key"), ..AttemptMeta::default() },
+        expected,
+    );
 
     let frame = hex(expected);
     let (head, message, attachment) = prpc(&frame);

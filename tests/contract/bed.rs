@@ -1,32 +1,105 @@
 //! Where a case runs: a backend, its settings, its dispatchers, and the accounts that must balance afterwards.
 
 use std::{
-    future::Future,
+    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
 use ucrpc::transport::{
-    Address, Connection, ConnectionConfig, Dispatcher, DispatcherConfig, ListenConfig, Listener, Transport, WaitPolicy,
+    Address, Connection, ConnectionConfig, Dispatcher, DispatcherConfig, Keepalive, ListenConfig, Listener, Transport,
+    WaitPolicy,
 };
 
+/// What carries the frames of a backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Carrier {
+    Mem,
+    /// A byte stream: TCP or a Unix socket.
+    Stream,
+    Ucx,
+}
+
 /// A transport under test.
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 pub struct Backend {
     pub name: &'static str,
     pub environment: &'static [(&'static str, &'static str)],
+    pub carrier: Carrier,
     address: &'static str,
+    /// What the connection must say it runs over.
+    lanes: &'static str,
 }
 
-/// Every transport that works without special hardware.
+const NO_UCX: &[(&str, &str)] = &[("UCRPC_UCX_LIBRARY", "none")];
+const ANY_PORT_UCX: &str = "ucx://127.0.0.1:0";
+
+/// Every transport that works without special hardware. `auto` is UCX found by negotiation, `auto-none` the fallback to
+/// TCP where there is no UCX.
 pub const BACKENDS: &[Backend] = &[
-    Backend { name: "mem", environment: &[("UCRPC_UCX_LIBRARY", "none")], address: "mem://contract" },
-    Backend { name: "tcp", environment: &[("UCRPC_UCX_LIBRARY", "none")], address: "tcp://127.0.0.1:0" },
-    Backend { name: "unix", environment: &[("UCRPC_UCX_LIBRARY", "none")], address: "unix://" },
-    Backend { name: "ucx-tcp", environment: &[("UCX_TLS", "tcp")], address: "ucx://127.0.0.1:0" },
-    Backend { name: "ucx-posix", environment: &[("UCX_TLS", "posix")], address: "ucx://127.0.0.1:0" },
-    Backend { name: "ucx-sysv", environment: &[("UCX_TLS", "sysv")], address: "ucx://127.0.0.1:0" },
-    Backend { name: "ucx-all", environment: &[], address: "ucx://127.0.0.1:0" },
+    Backend { name: "mem", environment: NO_UCX, carrier: Carrier::Mem, address: "mem://", lanes: "mem" },
+    Backend { name: "tcp", environment: NO_UCX, carrier: Carrier::Stream, address: "tcp://127.0.0.1:0", lanes: "tcp" },
+    Backend { name: "unix", environment: NO_UCX, carrier: Carrier::Stream, address: "unix://", lanes: "unix" },
+    ucx("ucx-tcp", &[("UCX_TLS", "tcp")], ANY_PORT_UCX, "tcp"),
+    ucx("ucx-posix", &[("UCX_TLS", "posix")], ANY_PORT_UCX, "posix"),
+    ucx("ucx-sysv", &[("UCX_TLS", "sysv")], ANY_PORT_UCX, "sysv"),
+    ucx("ucx-all", &[], ANY_PORT_UCX, "ucx"),
+    ucx("auto", &[], "auto://127.0.0.1:0", "ucx"),
+    Backend {
+        name: "auto-none",
+        environment: NO_UCX,
+        carrier: Carrier::Stream,
+        address: "auto://127.0.0.1:0",
+        lanes: "tcp",
+    },
 ];
+
+const fn ucx(
+    name: &'static str,
+    environment: &'static [(&'static str, &'static str)],
+    address: &'static str,
+    lanes: &'static str,
+) -> Backend {
+    Backend { name, environment, carrier: Carrier::Ucx, address, lanes }
+}
+
+impl Backend {
+    pub fn is_ucx(&self) -> bool {
+        self.carrier == Carrier::Ucx
+    }
+
+    pub fn is_stream(&self) -> bool {
+        self.carrier == Carrier::Stream
+    }
+
+    /// An address to listen on.
+    pub fn address(&self) -> Address {
+        // A listener that is dropped lets go of its name a moment later.
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let next = NEXT.fetch_add(1, Ordering::Relaxed);
+        let text = match self.address {
+            "unix://" => format!("unix:///tmp/ucrpc-contract-{}-{next}.sock", std::process::id()),
+            "mem://" => format!("mem://contract-{next}"),
+            other => other.to_owned(),
+        };
+        text.parse().expect("address")
+    }
+
+    /// Whether `connection` really runs over this.
+    pub fn check(&self, connection: &Connection) {
+        let transport = connection.transport().expect("an open connection has a transport");
+        let (right_kind, text) = match transport {
+            Transport::Ucx(lanes) => (self.carrier == Carrier::Ucx, format!("ucx {lanes}")),
+            other => (self.carrier != Carrier::Ucx, other.to_string()),
+        };
+        assert!(right_kind && text.contains(self.lanes), "{} runs over {transport}", self.name);
+        assert_eq!(
+            connection.fallback_reason().is_some(),
+            self.name == "auto-none",
+            "{:?}",
+            connection.fallback_reason()
+        );
+    }
+}
 
 /// A server's and a client's dispatcher.
 pub struct Bed {
@@ -37,57 +110,42 @@ pub struct Bed {
 
 impl Bed {
     pub fn new(backend: &'static Backend) -> Self {
-        let config = |name: &str| DispatcherConfig { name: name.to_owned(), ..DispatcherConfig::default() };
-        let server = Dispatcher::spawn(config("server")).expect("server dispatcher");
-        let client = Dispatcher::spawn(config("client")).expect("client dispatcher");
-        Self { backend, server, client }
+        Self::with(backend, &DispatcherConfig::default(), &DispatcherConfig::default())
     }
 
-    pub fn address(&self) -> Address {
-        let text = match self.backend.address {
-            "unix://" => format!("unix:///tmp/ucrpc-contract-{}.sock", std::process::id()),
-            other => other.to_owned(),
+    pub fn with(backend: &'static Backend, server: &DispatcherConfig, client: &DispatcherConfig) -> Self {
+        let spawn = |config: &DispatcherConfig, name: &str| {
+            Dispatcher::spawn(DispatcherConfig { name: name.to_owned(), ..config.clone() }).expect("dispatcher")
         };
-        text.parse().expect("address")
+        Self { backend, server: spawn(server, "server"), client: spawn(client, "client") }
     }
 
     pub fn listen(&self, config: ListenConfig) -> Listener {
-        self.server.listen(&self.address(), config).expect("listen")
+        self.server.listen(&self.backend.address(), config).expect("listen")
+    }
+
+    /// A listener whose connections have this configuration.
+    pub fn listen_as(&self, connection: &ConnectionConfig) -> Listener {
+        self.listen(ListenConfig { connection: patient(connection), ..ListenConfig::default() })
     }
 
     /// A client's and a server's end of one connection, both open.
-    pub fn pair(&self, config: ConnectionConfig) -> (Connection, Connection) {
-        self.pair_with(config.clone(), config)
+    pub fn pair(&self, config: &ConnectionConfig) -> (Connection, Connection) {
+        self.pair_with(config, config)
     }
 
-    pub fn pair_with(&self, client: ConnectionConfig, server: ConnectionConfig) -> (Connection, Connection) {
-        let mut listener = self.listen(ListenConfig { connection: server, ..ListenConfig::default() });
+    pub fn pair_with(&self, client: &ConnectionConfig, server: &ConnectionConfig) -> (Connection, Connection) {
+        let mut listener = self.listen_as(server);
         self.pair_on(&mut listener, client)
     }
 
-    pub fn pair_on(&self, listener: &mut Listener, client: ConnectionConfig) -> (Connection, Connection) {
-        let connecting = self.client.connect(listener.local_address(), client);
+    pub fn pair_on(&self, listener: &mut Listener, client: &ConnectionConfig) -> (Connection, Connection) {
+        let connecting = self.client.connect(listener.local_address(), patient(client));
         let client = connecting.blocking().expect("connect");
         let server = listener.accept_blocking().expect("accept");
-        for end in [&client, &server] {
-            self.check_transport(end);
-        }
+        self.backend.check(&client);
+        self.backend.check(&server);
         (client, server)
-    }
-
-    fn check_transport(&self, connection: &Connection) {
-        let transport = connection.transport().expect("an open connection has a transport");
-        let right = match (self.backend.name, transport) {
-            ("mem", Transport::Mem)
-            | ("tcp", Transport::Tcp)
-            | ("unix", Transport::Unix)
-            | ("ucx-all", Transport::Ucx(_)) => true,
-            ("ucx-tcp", Transport::Ucx(lanes)) => lanes.contains("tcp"),
-            ("ucx-posix", Transport::Ucx(lanes)) => lanes.contains("posix"),
-            ("ucx-sysv", Transport::Ucx(lanes)) => lanes.contains("sysv"),
-            _ => false,
-        };
-        assert!(right, "{} runs over {transport}", self.backend.name);
     }
 
     pub fn set_wait(&self, policy: WaitPolicy) {
@@ -95,50 +153,63 @@ impl Bed {
         self.client.set_wait_policy(policy);
     }
 
+    /// Waits until everything is back at zero.
+    pub fn rest(&self) {
+        for dispatcher in [&self.server, &self.client] {
+            comes_to_rest(dispatcher, 0);
+        }
+    }
+
     /// Everything is back at zero, and no wake-up was lost.
     pub fn finish(self) {
-        let deadline = Instant::now() + Duration::from_secs(5);
         for dispatcher in [&self.server, &self.client] {
-            loop {
-                let stats = dispatcher.stats();
-                let pool = dispatcher.pool().stats();
-                let left = stats.connections
-                    + stats.handshakes
-                    + stats.listeners
-                    + stats.ucx_inflight
-                    + stats.ucx_held
-                    + stats.ucx_endpoints
-                    + stats.tasks
-                    + stats.timers
-                    + pool.receive_in_use
-                    + pool.send_in_use;
-                if left == 0 {
-                    assert_eq!(stats.wake_detector_hits, 0, "a wake-up was lost");
-                    break;
-                }
-                assert!(Instant::now() < deadline, "{} does not come to rest: {stats:#?} {pool:?}", dispatcher.name());
-                std::thread::sleep(Duration::from_millis(10));
-            }
+            finish(dispatcher);
         }
-        self.server.shutdown();
-        self.client.shutdown();
     }
 }
 
-/// Blocks this thread, which is no dispatcher's, on a future.
-pub fn block_on<F: Future>(future: F) -> F::Output {
-    struct Unpark(std::thread::Thread);
-    impl std::task::Wake for Unpark {
-        fn wake(self: std::sync::Arc<Self>) {
-            self.0.unpark();
-        }
+/// Deadlines that a machine keeps which does much else at the same time. What a case has chosen stays.
+fn patient(config: &ConnectionConfig) -> ConnectionConfig {
+    let usual = ConnectionConfig::default();
+    let mut config = config.clone();
+    if config.connect_timeout == usual.connect_timeout {
+        (config.connect_timeout, config.prove_timeout) = (Duration::from_secs(40), Duration::from_secs(30));
     }
-    let waker = std::sync::Arc::new(Unpark(std::thread::current())).into();
-    let mut future = std::pin::pin!(future);
+    if config.linger == usual.linger {
+        config.linger = Duration::from_secs(30);
+    }
+    if config.keepalive == usual.keepalive {
+        config.keepalive = Some(Keepalive { deadline: Duration::from_secs(20), ..Keepalive::default() });
+    }
+    config
+}
+
+/// Ends a dispatcher whose connections were all closed: everything is back at zero, and no wake-up was lost.
+pub fn finish(dispatcher: &Dispatcher) {
+    comes_to_rest(dispatcher, 0);
+    dispatcher.shutdown();
+    assert_eq!(dispatcher.stats().wake_detector_hits, 0, "a wake-up was lost");
+}
+
+/// Waits until a dispatcher has nothing but `listeners` left.
+pub fn comes_to_rest(dispatcher: &Dispatcher, listeners: u64) {
+    let deadline = Instant::now() + Duration::from_secs(40);
     loop {
-        if let std::task::Poll::Ready(output) = future.as_mut().poll(&mut std::task::Context::from_waker(&waker)) {
-            return output;
+        let (stats, pool) = (dispatcher.stats(), dispatcher.pool().stats());
+        let left = stats.connections
+            + stats.handshakes
+            + (stats.listeners - listeners.min(stats.listeners))
+            + stats.ucx_inflight
+            + stats.ucx_held
+            + stats.ucx_endpoints
+            + stats.tasks
+            + stats.timers
+            + pool.receive_in_use
+            + pool.send_in_use;
+        if left == 0 {
+            return;
         }
-        std::thread::park();
+        assert!(Instant::now() < deadline, "{} does not come to rest: {stats:#?} {pool:?}", dispatcher.name());
+        std::thread::sleep(Duration::from_millis(5));
     }
 }

@@ -4,11 +4,15 @@
 //! `cargo test --test rpc -- ucx-posix` runs one backend; `UCRPC_CHILD=tcp/unary target/debug/deps/rpc-*` runs one case in this
 //! process, for a debugger.
 
+#![allow(unreachable_pub, reason = "a test program has no public interface")]
+
 mod bed;
 mod echo;
 mod ending;
+mod hostile;
 mod resilience;
 mod streams;
+mod stress;
 mod unary;
 
 use std::process::{Command, ExitCode};
@@ -27,8 +31,11 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // Two cores: more processes at once only make each other's deadlines late.
     arguments.test_threads = Some(arguments.test_threads.unwrap_or(2).min(2));
-    let everywhere = BACKENDS.iter().flat_map(|backend| EVERYWHERE.iter().copied().flatten().map(move |case| (backend, case)));
-    let trials = everywhere.map(|(backend, (case, _))| {
+    let everywhere =
+        BACKENDS.iter().flat_map(|backend| EVERYWHERE.iter().copied().flatten().map(move |case| (backend, case)));
+    let raw = BACKENDS.iter().filter(|backend| backend.name == "tcp");
+    let raw = raw.flat_map(|backend| hostile::CASES.iter().map(move |case| (backend, case)));
+    let trials = everywhere.chain(raw).map(|(backend, (case, _))| {
         let (backend, name) = (*backend, format!("{}/{case}", backend.name));
         Trial::test(name.clone(), move || parent(&backend, &name))
     });
@@ -36,7 +43,7 @@ fn main() -> ExitCode {
 }
 
 /// Cases that hold on every transport.
-const EVERYWHERE: &[&[Case]] = &[unary::CASES, ending::CASES, streams::CASES, resilience::CASES];
+const EVERYWHERE: &[&[Case]] = &[unary::CASES, ending::CASES, streams::CASES, resilience::CASES, stress::CASES];
 
 /// Runs a case in a process with the backend's settings.
 fn parent(backend: &Backend, name: &str) -> Result<(), Failed> {
@@ -54,7 +61,8 @@ fn parent(backend: &Backend, name: &str) -> Result<(), Failed> {
 fn child(name: &str) -> ExitCode {
     let (backend, case) = name.split_once('/').expect("backend/case");
     let backend = BACKENDS.iter().find(|b| b.name == backend).expect("a known backend");
-    let (_, run) = EVERYWHERE.iter().copied().flatten().find(|(n, _)| *n == case).expect("a known case");
+    let mut cases = EVERYWHERE.iter().copied().flatten().chain(hostile::CASES);
+    let (_, run) = cases.find(|(n, _)| *n == case).expect("a known case");
     let watchdog = std::time::Duration::from_secs(150);
     std::thread::spawn(move || {
         std::thread::sleep(watchdog);

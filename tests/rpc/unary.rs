@@ -117,7 +117,8 @@ fn failures(bed: &Bed) {
     use ucrpc::rpc::wire::MessageBuf;
     everywhere(bed, |client, server| {
         let beside = client.echo(EchoRequest { sleep_ms: 20, ..request(bytes_of(1, 9)) }).into_future();
-        let failing = |code| client.echo(EchoRequest { fail_with: code, ..EchoRequest::default() }).blocking().unwrap_err();
+        let failing =
+            |code| client.echo(EchoRequest { fail_with: code, ..EchoRequest::default() }).blocking().unwrap_err();
         let status = failing(4242);
         assert_eq!((status.code(), status.message()), (Code::from_wire(4242), "as asked"));
         assert_eq!(status.stats().unwrap().attempts, 1);

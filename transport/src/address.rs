@@ -56,6 +56,10 @@ pub enum Address {
     /// `tcp://host:port`: plain TCP, never UCX.
     Tcp(HostPort),
     /// `ucx+cm://host:port`: UCX's own connection manager, compatible with Curve's brpc.
+    ///
+    /// This wire has no goodbye and no credit. An end is [`ErrorKind::Reset`] unless the peer is ucrpc too, because UCX
+    /// does not tell a close from a crash. Connections stay with the dispatcher that listens. UCX needs
+    /// `tcp` among its transports (`UCX_TLS`) for it.
     UcxCm(HostPort),
     /// `unix:///path`: a Unix stream socket.
     Unix(PathBuf),

@@ -9,6 +9,7 @@
 //! - [`Backend::give`]: takes credit that the peer returned;
 //! - [`Backend::sent`]: how many data frames were taken, for the goodbye;
 //! - [`Backend::fetch`]: fetches or refuses a body that was announced and set aside;
+//! - [`Backend::waits_for_credit`], [`Backend::waits_for_pool`]: what keeps it from going on, for the stall watchdog;
 //! - [`Backend::close`]: lets go of everything at once; what is in flight ends with events or not at all.
 
 use crate::{
@@ -27,5 +28,7 @@ pub(crate) trait Backend {
     fn give(&mut self, credit: Credit) -> Result<()>;
     fn sent(&self) -> u32;
     fn fetch(&mut self, core: &mut ConnCore, io: &mut Io, id: PendingId, reply: FetchReply) -> Result<()>;
+    fn waits_for_credit(&self) -> bool;
+    fn waits_for_pool(&self) -> bool;
     fn close(&mut self, core: &mut ConnCore, io: &mut Io);
 }

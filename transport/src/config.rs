@@ -109,10 +109,12 @@ pub struct ConnectionConfig {
     pub keepalive: Option<Keepalive>,
     /// How long a graceful close may take to send what is queued. Default: 5 s.
     pub linger: Duration,
-    /// Decides where bodies go. Default: none, every body goes to the pool.
+    /// Decides where bodies go. Default: none, every body goes to the pool. Not asked on `ucx+cm://`, whose messages don't
+    /// say what is head and what is body before they are here.
     pub planner: Option<Arc<dyn Planner>>,
     /// Frames are this protocol's own, without ucrpc's framing. For `tcp://` and `unix://` connections that are dialled, and
-    /// for accepted ones whose first bytes it recognises.
+    /// for accepted ones whose first bytes it recognises. On `ucx+cm://` it cuts the frames out of each message; without it
+    /// a message arrives as one frame that is all head, of up to `max_message` bytes.
     pub framer: Option<Arc<dyn Framer>>,
     /// From this many bytes a body goes by rendezvous over UCX; `None` chooses by transport. Default: `None`.
     pub rendezvous_from: Option<u64>,

@@ -3,279 +3,47 @@
 //! Nothing here touches a socket or UCX, but for one case: a future that is polled on the dispatcher's own thread acts on
 //! its connections directly (see `driver::current`), and a caller's thread may write to an idle TCP connection itself.
 
+mod info;
+mod sent;
+mod shared;
+
 use std::{
     fmt,
     future::Future,
-    net::SocketAddr,
     os::fd::OwnedFd,
     pin::Pin,
     sync::{
-        Arc, Mutex, OnceLock,
-        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering, fence},
+        Arc,
+        atomic::{AtomicU64, Ordering},
     },
-    task::{Context, Poll, Waker},
+    task::{Context, Poll},
 };
 
-use atomic_waker::AtomicWaker;
-
+use self::sent::completion;
+pub use self::{
+    info::{ConnectionInfo, Stall, Transport},
+    sent::Sent,
+};
+pub(crate) use self::{
+    sent::Completion,
+    shared::{CloseWish, DriverHalf, MAX_DELIVERED, NO_RECEIVER, Outgoing, Phase, Shared, pack, unpack},
+};
 use crate::{
-    Error, ErrorKind, FallbackReason, Frame, Result, SendError,
+    Body, Error, ErrorKind, FallbackReason, Frame, Result, SendError,
     config::ConnectionConfig,
     dispatcher, driver,
-    event::{pipe::ReadyPipe, poller::Key},
-    queue::{self, Announce, Limits, PushError},
-    stats::{ConnectionCounters, ConnectionStats},
+    event::pipe::ReadyPipe,
+    queue::{self, Limits, PushError},
+    stats::ConnectionStats,
 };
-
-/// What a connection really runs over.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Transport {
-    /// UCX; the text names the lanes that UCX chose, for instance `posix`, `tcp/lo` or `rc_verbs/rxe0:1`.
-    Ucx(String),
-    /// A TCP socket.
-    Tcp,
-    /// A Unix socket.
-    Unix,
-    /// This process's memory.
-    Mem,
-}
-
-impl fmt::Display for Transport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Ucx(lanes) => write!(f, "ucx ({lanes})"),
-            Self::Tcp => f.write_str("tcp"),
-            Self::Unix => f.write_str("unix"),
-            Self::Mem => f.write_str("mem"),
-        }
-    }
-}
-
-/// What is known of a connection once it is open.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct ConnectionInfo {
-    /// What it runs over.
-    pub transport: Transport,
-    /// Why it does not run over UCX although it could have been asked to.
-    pub fallback_reason: Option<FallbackReason>,
-    /// The peer's socket address, where it has one.
-    pub peer: Option<SocketAddr>,
-    /// This side's socket address, where it has one.
-    pub local: Option<SocketAddr>,
-    /// Largest frame that the peer accepts, bytes.
-    pub max_message: u64,
-    /// Largest head that the peer accepts, bytes.
-    pub max_head: u32,
-    /// Name of the foreign protocol, if the connection does not use ucrpc's own framing.
-    pub framing: Option<&'static str>,
-}
-
-/// Life of a connection, in the order of the values.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-#[repr(u8)]
-pub(crate) enum Phase {
-    Opening,
-    Open,
-    /// A graceful close was asked for: what is queued still goes out.
-    Closing,
-    Closed,
-}
-
-/// How the last handle, or `close`, wants the connection to end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-#[repr(u8)]
-pub(crate) enum CloseWish {
-    None,
-    Graceful,
-    Abort,
-}
-
-/// A frame on its way to the dispatcher.
-pub(crate) struct Outgoing {
-    pub(crate) frame: Frame,
-    pub(crate) done: Option<Completion>,
-}
-
-/// What handles and the dispatcher share.
-pub(crate) struct Shared {
-    pub(crate) dispatcher: Arc<dispatcher::Shared>,
-    key: AtomicU64,
-    pub(crate) queue: queue::Sender<Outgoing>,
-    pub(crate) announce: Announce,
-    phase: AtomicU8,
-    wish: AtomicU8,
-    end: OnceLock<Error>,
-    pub(crate) info: OnceLock<ConnectionInfo>,
-    /// Wakes the one receiver.
-    pub(crate) reader: AtomicWaker,
-    /// Wakers of `opened`, `ready` and `closed`; `waiting` says whether there are any.
-    waiters: Mutex<Vec<Waker>>,
-    waiting: AtomicBool,
-    /// Frames and bytes that the application has taken, ever. Written by the receiver only.
-    pub(crate) consumed_frames: AtomicU64,
-    pub(crate) consumed_bytes: AtomicU64,
-    /// Frames and bytes after which the receiver tells the dispatcher that it consumed.
-    pub(crate) tell_frames: AtomicU32,
-    pub(crate) tell_bytes: AtomicU64,
-    pub(crate) counters: ConnectionCounters,
-    /// The sending half of a TCP connection, which callers' threads may use directly.
-    pub(crate) direct: OnceLock<Arc<Mutex<driver::SendHalf>>>,
-}
-
-/// Not yet in a dispatcher's table.
-const NO_KEY: u64 = u64::MAX;
-
-impl Shared {
-    pub(crate) fn key(&self) -> Option<Key> {
-        match self.key.load(Ordering::Acquire) {
-            NO_KEY => None,
-            packed => Some(unpack(packed)),
-        }
-    }
-
-    pub(crate) fn set_key(&self, key: Key) {
-        self.key.store(pack(key), Ordering::Release);
-    }
-
-    pub(crate) fn phase(&self) -> Phase {
-        match self.phase.load(Ordering::Acquire) {
-            0 => Phase::Opening,
-            1 => Phase::Open,
-            2 => Phase::Closing,
-            _ => Phase::Closed,
-        }
-    }
-
-    /// Moves on to `phase`; never back.
-    pub(crate) fn advance(&self, phase: Phase) {
-        self.phase.fetch_max(phase as u8, Ordering::AcqRel);
-    }
-
-    /// The terminal error. `None` while the connection lives.
-    pub(crate) fn end(&self) -> Option<&Error> {
-        self.end.get()
-    }
-
-    /// Ends the connection for its handles: exactly one reason, everyone is woken.
-    pub(crate) fn finish(&self, error: Error) {
-        let _ = self.end.set(error);
-        self.advance(Phase::Closed);
-        self.queue.close();
-        self.reader.wake();
-        self.wake_waiters();
-    }
-
-    pub(crate) fn wish(&self) -> CloseWish {
-        match self.wish.load(Ordering::Acquire) {
-            0 => CloseWish::None,
-            1 => CloseWish::Graceful,
-            _ => CloseWish::Abort,
-        }
-    }
-
-    fn want_close(&self, wish: CloseWish) {
-        if self.wish.fetch_max(wish as u8, Ordering::AcqRel) < wish as u8 {
-            self.advance(Phase::Closing);
-            self.announce();
-        }
-    }
-
-    /// The outside closed the readiness descriptor.
-    pub(crate) fn close_by_pipe(&self) {
-        self.want_close(CloseWish::Graceful);
-    }
-
-    /// Puts the connection on its dispatcher's ready ring, if it is not there.
-    pub(crate) fn announce(&self) {
-        if self.announce.announce() {
-            match self.key() {
-                Some(key) => self.dispatcher.ready(key),
-                // The dispatcher looks at the queue when it takes the connection in. That it may do so between
-                // our look at the key and now is why the key is looked at again.
-                None => {
-                    fence(Ordering::SeqCst);
-                    if let Some(key) = self.key() {
-                        self.dispatcher.ready(key);
-                    }
-                }
-            }
-        }
-    }
-
-    /// Wakes whoever waits for room, opening or the end. Called after the state that they wait for has changed.
-    pub(crate) fn wake_waiters(&self) {
-        // Pairs with the fence in `wait`: either the waiter sees the new state, or we see the waiter.
-        fence(Ordering::SeqCst);
-        if self.waiting.load(Ordering::Relaxed) {
-            let wakers = {
-                let mut waiters = self.waiters.lock().unwrap_or_else(|e| e.into_inner());
-                self.waiting.store(false, Ordering::Relaxed);
-                std::mem::take(&mut *waiters)
-            };
-            wakers.into_iter().for_each(Waker::wake);
-        }
-    }
-
-    /// Polls `ready`, registering the waker if it says nothing yet: check, register, check again.
-    fn wait<T>(&self, cx: &Context<'_>, ready: impl Fn() -> Option<T>) -> Poll<T> {
-        if let Some(value) = ready() {
-            return Poll::Ready(value);
-        }
-        {
-            let mut waiters = self.waiters.lock().unwrap_or_else(|e| e.into_inner());
-            if !waiters.iter().any(|w| w.will_wake(cx.waker())) {
-                waiters.push(cx.waker().clone());
-            }
-            self.waiting.store(true, Ordering::Relaxed);
-        }
-        fence(Ordering::SeqCst);
-        ready().map_or(Poll::Pending, Poll::Ready)
-    }
-}
-
-pub(crate) fn pack(key: Key) -> u64 {
-    u64::from(key.generation) << 32 | u64::from(key.index)
-}
-
-pub(crate) fn unpack(packed: u64) -> Key {
-    Key { index: packed as u32, generation: (packed >> 32) as u32 }
-}
-
-/// The dispatcher's half of a new connection.
-pub(crate) struct DriverHalf {
-    pub(crate) shared: Arc<Shared>,
-    pub(crate) queue: queue::Receiver<Outgoing>,
-    pub(crate) deliver: queue::Sender<Frame>,
-    pub(crate) config: ConnectionConfig,
-}
 
 /// Makes both halves of a connection.
 pub(crate) fn new(dispatcher: Arc<dispatcher::Shared>, config: ConnectionConfig) -> (Connection, DriverHalf) {
     let limits = Limits { messages: config.send_queue_frames.max(1), bytes: config.send_queue_bytes.max(1) };
     let (queue_in, queue_out) = queue::bounded(limits);
     // Credit and pausing bound what is delivered; the queue itself needs no second bound.
-    let (deliver, receive) = queue::bounded(Limits { messages: (1 << 22) - 1, bytes: (1 << 41) - 1 });
-    let shared = Arc::new(Shared {
-        dispatcher,
-        key: AtomicU64::new(NO_KEY),
-        queue: queue_in,
-        announce: Announce::new(),
-        phase: AtomicU8::new(Phase::Opening as u8),
-        wish: AtomicU8::new(CloseWish::None as u8),
-        end: OnceLock::new(),
-        info: OnceLock::new(),
-        reader: AtomicWaker::new(),
-        waiters: Mutex::new(Vec::new()),
-        waiting: AtomicBool::new(false),
-        consumed_frames: AtomicU64::new(0),
-        consumed_bytes: AtomicU64::new(0),
-        tell_frames: AtomicU32::new((config.recv_window_frames / 8).max(1)),
-        tell_bytes: AtomicU64::new((config.recv_window_bytes / 8).max(1)),
-        counters: ConnectionCounters::default(),
-        direct: OnceLock::new(),
-    });
+    let (deliver, receive) = queue::bounded(Limits { messages: MAX_DELIVERED, bytes: u64::MAX });
+    let shared = Arc::new(Shared::new(dispatcher, queue_in, &config));
     let handle = Arc::new(Handle { shared: shared.clone() });
     let connection = Connection { sender: Sender { handle }, receive, untold_frames: 0, untold_bytes: 0 };
     (connection, DriverHalf { shared, queue: queue_out, deliver, config })
@@ -386,6 +154,15 @@ impl Connection {
     }
 }
 
+impl Drop for Connection {
+    fn drop(&mut self) {
+        // Senders may live on: the peer must not wait for what nobody will take.
+        let shared = self.sender.shared();
+        shared.consumed_frames.store(NO_RECEIVER, Ordering::Release);
+        shared.announce();
+    }
+}
+
 impl std::ops::Deref for Connection {
     type Target = Sender;
 
@@ -426,7 +203,8 @@ impl Sender {
     ///
     /// # Errors
     /// [`SendError::Full`] if the queue is full (wait with [`Sender::ready`]), [`SendError::Closed`] after the end,
-    /// [`SendError::TooLarge`] above the peer's limit. The frame comes back each time.
+    /// [`SendError::TooLarge`] above the peer's limit, [`SendError::Invalid`] for a body that was not fetched. The frame
+    /// comes back each time.
     #[inline]
     pub fn send(&self, frame: impl Into<Frame>) -> Result<(), SendError> {
         self.push(Outgoing { frame: frame.into(), done: None })
@@ -475,13 +253,17 @@ impl Sender {
             match self.send(frame) {
                 Ok(()) => return Ok(()),
                 Err(SendError::Full(back)) => frame = back,
-                Err(SendError::Closed(_, error) | SendError::TooLarge(_, error)) => return Err(error),
+                Err(SendError::Closed(_, error) | SendError::TooLarge(_, error) | SendError::Invalid(_, error)) => {
+                    return Err(error);
+                }
             }
-            self.ready().await?;
+            let len = frame.len();
+            self.room(|| len).await?;
         }
     }
 
-    /// Waits until the send queue has room. It may be full again when it is used: try and wait in a loop.
+    /// Waits until the send queue has room for a frame as long as the one that was refused last. It may be full again
+    /// when it is used: try and wait in a loop.
     ///
     /// # Errors
     /// The connection's end.
@@ -489,10 +271,16 @@ impl Sender {
     /// # Cancel safety
     /// May be dropped at any time.
     pub async fn ready(&self) -> Result<()> {
+        self.room(|| self.shared().refused_len.load(Ordering::Relaxed)).await
+    }
+
+    /// Waits until the send queue has room for a frame of so many bytes. Room for less is not enough: whoever was
+    /// refused would be refused again, at once and for ever.
+    async fn room(&self, len: impl Fn() -> u64) -> Result<()> {
         let shared = self.shared();
         let check = || match shared.end() {
             Some(end) => Some(Err(end.clone())),
-            None => shared.queue.has_room().then_some(Ok(())),
+            None => shared.queue.has_room_for(len()).then_some(Ok(())),
         };
         std::future::poll_fn(|cx| shared.wait(cx, check)).await
     }
@@ -575,6 +363,12 @@ impl Sender {
         self.shared().counters.snapshot()
     }
 
+    /// Which side keeps the connection from moving, if something has waited since the keepalive timer last looked
+    /// (750 ms by default) and nothing has moved. `None` without a keepalive.
+    pub fn stalled(&self) -> Option<Stall> {
+        self.shared().stall()
+    }
+
     /// Frames and bytes in the send queue.
     pub fn queued(&self) -> (usize, u64) {
         (self.shared().queue.len(), self.shared().queue.bytes())
@@ -594,7 +388,8 @@ impl Sender {
             return Err(end.clone());
         }
         let (inner, outer) = ReadyPipe::new().map_err(|e| Error::from_io("readiness pipe", &e))?;
-        shared.dispatcher.command(driver::Command::Pipe { shared: shared.clone(), pipe: inner });
+        shared.add_pipe(inner)?;
+        shared.dispatcher.command(driver::Command::Pipe { shared: shared.clone() });
         Ok(outer)
     }
 
@@ -602,7 +397,11 @@ impl Sender {
         let shared = self.shared();
         let len = outgoing.frame.len();
         if let Some(error) = too_large(shared, &outgoing.frame, len) {
-            return Err(SendError::TooLarge(outgoing.frame, error));
+            return Err(SendError::TooLarge(outgoing.into_frame(), error));
+        }
+        if matches!(outgoing.frame.body, Body::Pending(_)) {
+            let error = Error::new(ErrorKind::Invalid, "a pending body can't be sent: fetch it first");
+            return Err(SendError::Invalid(outgoing.into_frame(), error));
         }
         let outgoing = match driver::send_at_once(shared, outgoing, len) {
             Ok(()) => return Ok(()),
@@ -618,7 +417,10 @@ impl Sender {
                 shared.announce();
                 Ok(())
             }
-            Err(PushError::Full(out)) => Err(SendError::Full(out.into_frame())),
+            Err(PushError::Full(out)) => {
+                shared.refused_len.store(len, Ordering::Relaxed);
+                Err(SendError::Full(out.into_frame()))
+            }
             Err(PushError::Closed(out)) => {
                 let end = shared.end().cloned();
                 let end = end.unwrap_or_else(|| Error::new(ErrorKind::Closed, "the connection is being closed"));
@@ -629,7 +431,7 @@ impl Sender {
 }
 
 #[inline]
-fn too_large(shared: &Shared, frame: &Frame, len: u64) -> Option<Error> {
+pub(crate) fn too_large(shared: &Shared, frame: &Frame, len: u64) -> Option<Error> {
     let info = shared.info.get()?;
     let (head, max_head) = (frame.head.len(), info.max_head);
     if len <= info.max_message && head <= max_head as usize {
@@ -644,16 +446,6 @@ fn too_large(shared: &Shared, frame: &Frame, len: u64) -> Option<Error> {
     ))
 }
 
-impl Outgoing {
-    /// The frame, for giving it back: its completion is disarmed.
-    fn into_frame(mut self) -> Frame {
-        if let Some(done) = self.done.take() {
-            done.forget();
-        }
-        self.frame
-    }
-}
-
 impl fmt::Debug for Sender {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let shared = self.shared();
@@ -662,64 +454,6 @@ impl fmt::Debug for Sender {
             .field("phase", &shared.phase())
             .field("transport", &self.transport())
             .finish_non_exhaustive()
-    }
-}
-
-struct CompletionState {
-    result: OnceLock<Result<()>>,
-    waker: AtomicWaker,
-}
-
-/// The dispatcher's side of [`Sent`]: completes exactly once, at the latest when it is dropped.
-pub(crate) struct Completion(Option<Arc<CompletionState>>);
-
-impl Completion {
-    pub(crate) fn complete(mut self, result: Result<()>) {
-        self.set(result);
-    }
-
-    fn forget(mut self) {
-        self.0 = None;
-    }
-
-    fn set(&mut self, result: Result<()>) {
-        if let Some(state) = self.0.take() {
-            let _ = state.result.set(result);
-            state.waker.wake();
-        }
-    }
-}
-
-impl Drop for Completion {
-    fn drop(&mut self) {
-        self.set(Err(Error::new(ErrorKind::Closed, "the connection ended before the frame was sent")));
-    }
-}
-
-fn completion() -> (Completion, Sent) {
-    let state = Arc::new(CompletionState { result: OnceLock::new(), waker: AtomicWaker::new() });
-    (Completion(Some(state.clone())), Sent(state))
-}
-
-/// Future of [`Sender::send_tracked`]. Dropping it changes nothing: the frame is still sent.
-#[must_use = "futures do nothing unless awaited"]
-pub struct Sent(Arc<CompletionState>);
-
-impl fmt::Debug for Sent {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Sent").field(&self.0.result.get()).finish()
-    }
-}
-
-impl Future for Sent {
-    type Output = Result<()>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        if let Some(result) = self.0.result.get() {
-            return Poll::Ready(result.clone());
-        }
-        self.0.waker.register(cx.waker());
-        self.0.result.get().map_or(Poll::Pending, |result| Poll::Ready(result.clone()))
     }
 }
 

@@ -6,7 +6,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
     thread::JoinHandle,
@@ -166,6 +166,8 @@ impl Dispatcher {
 
     /// Listens. One TCP port serves `tcp://`, `ucx://` and `auto://` clients; `tcp://` addresses don't offer UCX.
     ///
+    /// For `ucx+cm://` the dispatcher's thread makes the listener, and this call waits for it, at most 10 s.
+    ///
     /// # Errors
     /// If the address can't be bound, at once.
     pub fn listen(&self, address: &Address, config: ListenConfig) -> Result<Listener> {
@@ -265,7 +267,7 @@ impl Placement {
         match self {
             Self::RoundRobin => &from[turn.fetch_add(1, Ordering::Relaxed) % from.len()],
             Self::LeastLoaded => {
-                let load = |d: &&Dispatcher| d.shared.counters.connections.get() + d.shared.counters.handshakes.get();
+                let load = |d: &&Dispatcher| d.shared.counters.connections.get();
                 from.iter().min_by_key(load).expect("a set is never empty")
             }
         }
@@ -311,7 +313,7 @@ impl Dispatchers {
         self.placement.choose(&self.all, &self.turn).connect(address, config)
     }
 
-    /// Listens on the first dispatcher; accepted connections go where the placement says.
+    /// Listens on the first dispatcher; accepted connections go where the placement says, those of `ucx+cm://` stay with it.
     ///
     /// # Errors
     /// As [`Dispatcher::listen`].
@@ -333,14 +335,47 @@ impl Dispatchers {
 
 /// What a [`Sleep`] and the dispatcher's timer share.
 pub(crate) struct SleepState {
-    pub(crate) fired: AtomicBool,
-    pub(crate) dropped: AtomicBool,
-    pub(crate) waker: AtomicWaker,
+    pub(crate) at: Instant,
+    stage: AtomicU8,
+    /// The timer's number, for the dispatcher's thread alone. 0 names none.
+    pub(crate) number: AtomicU64,
+    waker: AtomicWaker,
+}
+
+/// On its way to the dispatcher.
+const ASKED: u8 = 0;
+/// In the dispatcher's timers.
+const ARMED: u8 = 1;
+const FIRED: u8 = 2;
+const DROPPED: u8 = 3;
+
+impl SleepState {
+    fn new(at: Instant) -> Arc<Self> {
+        Arc::new(Self { at, stage: AtomicU8::new(ASKED), number: AtomicU64::new(0), waker: AtomicWaker::new() })
+    }
+
+    /// False if nobody waits for it any more.
+    pub(crate) fn try_arm(&self) -> bool {
+        self.stage.compare_exchange(ASKED, ARMED, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// Its time has come.
+    pub(crate) fn fire(&self) {
+        self.stage.store(FIRED, Ordering::Release);
+        self.waker.wake();
+    }
+
+    fn is_fired(&self) -> bool {
+        self.stage.load(Ordering::Acquire) == FIRED
+    }
 }
 
 /// Future of [`Dispatcher::sleep_until`].
 ///
 /// If the dispatcher has stopped it is ready at once.
+///
+/// # Cancel safety
+/// May be dropped at any time: its timer goes with it.
 #[must_use = "futures do nothing unless awaited"]
 pub struct Sleep {
     dispatcher: Arc<Shared>,
@@ -353,29 +388,31 @@ impl Future for Sleep {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
-        let state = this.state.get_or_insert_with(|| {
-            let state = Arc::new(SleepState {
-                fired: AtomicBool::new(false),
-                dropped: AtomicBool::new(false),
-                waker: AtomicWaker::new(),
-            });
-            state.waker.register(cx.waker());
-            this.dispatcher.command(Command::Sleep { at: this.at, state: state.clone() });
-            state
-        });
-        if state.fired.load(Ordering::Acquire) {
+        let state = match &this.state {
+            Some(state) => state,
+            None => {
+                let state = this.state.insert(SleepState::new(this.at));
+                state.waker.register(cx.waker());
+                driver::sleep(&this.dispatcher, state, true);
+                state
+            }
+        };
+        if state.is_fired() {
             return Poll::Ready(());
         }
         state.waker.register(cx.waker());
-        if state.fired.load(Ordering::Acquire) { Poll::Ready(()) } else { Poll::Pending }
+        if state.is_fired() { Poll::Ready(()) } else { Poll::Pending }
     }
 }
 
 impl Drop for Sleep {
     fn drop(&mut self) {
         if let Some(state) = &self.state {
-            state.dropped.store(true, Ordering::Release);
-            state.waker.take();
+            drop(state.waker.take());
+            // A command that is still on its way finds out by itself.
+            if state.stage.swap(DROPPED, Ordering::AcqRel) == ARMED {
+                driver::sleep(&self.dispatcher, state, false);
+            }
         }
     }
 }

@@ -4,18 +4,28 @@
 //! thread, through [`send_at_once`].
 
 mod accept;
+mod cm_frames;
+mod cm_link;
+mod cm_open;
 mod conn;
 mod dial;
 mod end;
+mod events;
 mod io;
 mod mem_link;
 mod opening;
+mod pace;
+mod pairing;
 mod receive;
 mod run;
 mod send;
+mod sleep;
+mod stall;
 pub(crate) mod table;
 mod tasks;
 mod tcp_link;
+#[cfg(feature = "tokio")]
+mod tokio;
 mod ucx_link;
 
 use std::{
@@ -24,14 +34,15 @@ use std::{
     net::SocketAddr,
     pin::pin,
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, mpsc::SyncSender},
     task::{Context, Poll, Wake, Waker},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 pub use self::run::LocalDispatcher;
 pub(crate) use self::{
     accept::{ListenSocket, ListenerShared, register_mem},
+    cm_open::{CmListen, listen as listen_cm},
     conn::ConnCore,
     io::Io,
     mem_link::MemParty,
@@ -46,7 +57,7 @@ use crate::{
     Address, Error, ErrorKind, Result,
     connection::{self, DriverHalf, Outgoing},
     dispatcher::{self, SleepState},
-    event::{pipe::ReadyPipe, poller::Key},
+    event::poller::Key,
     plan::{FetchReply, PendingId},
     tcp,
 };
@@ -57,6 +68,8 @@ pub(crate) enum Command {
     Connect { half: DriverHalf, address: Address, resolved: Vec<SocketAddr> },
     /// Serve a listener that is bound already.
     Listen { listener: Arc<ListenerShared>, socket: ListenSocket },
+    /// Listen with UCX's connection manager, and say what came of it.
+    ListenCm { ask: Box<CmListen>, reply: SyncSender<Result<Arc<ListenerShared>>> },
     /// Stop listening.
     Unlisten { listener: Arc<ListenerShared> },
     /// The listener has room again.
@@ -67,14 +80,16 @@ pub(crate) enum Command {
     AdoptMem { listener: Arc<ListenerShared>, peer: MemParty },
     /// The answer to it.
     MemAnswer { to: Key, peer: Result<MemParty> },
-    /// The dispatcher's end of a readiness pipe.
-    Pipe { shared: Arc<connection::Shared>, pipe: ReadyPipe },
+    /// A connection has new readiness pipes.
+    Pipe { shared: Arc<connection::Shared> },
     /// Fetch or refuse an announced body.
     Fetch { connection: Key, id: PendingId, reply: FetchReply },
     /// A local task.
     Spawn(Box<dyn FnOnce() -> LocalFuture + Send>),
     /// A timer.
-    Sleep { at: Instant, state: Arc<SleepState> },
+    Sleep(Arc<SleepState>),
+    /// Nobody waits for it any more.
+    CancelSleep(Arc<SleepState>),
 }
 
 impl Command {
@@ -83,18 +98,18 @@ impl Command {
         let stopped = || Error::new(ErrorKind::Stopped, "the dispatcher has stopped");
         match self {
             Self::Connect { half, .. } => half.shared.finish(stopped()),
-            Self::Fetch { reply, .. } => reply.fail(stopped()),
+            Self::Fetch { mut reply, .. } => reply.fail(stopped()),
             Self::AdoptMem { peer, .. } => peer.answer(Err(stopped())),
-            Self::Sleep { state, .. } => {
-                state.fired.store(true, std::sync::atomic::Ordering::Release);
-                state.waker.wake();
-            }
-            Self::Listen { .. }
+            Self::Listen { listener, .. } => listener.close(stopped()),
+            Self::Adopt { listener, .. } => listener.handshake_over(),
+            Self::MemAnswer { peer, .. } => peer.into_iter().for_each(|peer| peer.shared.announce()),
+            Self::Sleep(state) => state.fire(),
+            // Dropping the reply says it.
+            Self::ListenCm { .. }
             | Self::Unlisten { .. }
             | Self::ResumeAccept { .. }
-            | Self::Adopt { .. }
-            | Self::MemAnswer { .. }
             | Self::Pipe { .. }
+            | Self::CancelSleep(_)
             | Self::Spawn(_) => {}
         }
     }
@@ -113,6 +128,17 @@ thread_local! {
     /// The running dispatcher's id, 0 for none: the quick look.
     static CURRENT_ID: Cell<u64> = const { Cell::new(0) };
     static CURRENT: RefCell<Option<Current>> = const { RefCell::new(None) };
+    /// Those that belong to this thread, running or not.
+    static OWN: RefCell<Vec<Current>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Does something with dispatcher `id` if it belongs to this thread, running or not. Else what it was given comes back.
+fn on_own_thread<A, R>(id: u64, given: A, act: impl FnOnce(&mut Core, A) -> R) -> Result<R, A> {
+    let own = OWN.with_borrow(|own| own.iter().find(|c| c.shared.id == id).map(|c| c.core.clone()));
+    match own.as_ref().map(|core| core.try_borrow_mut()) {
+        Some(Ok(mut core)) => Ok(act(&mut core, given)),
+        _ => Err(given),
+    }
 }
 
 /// Whether dispatcher `id` runs on this thread.
@@ -159,6 +185,27 @@ pub(crate) fn send_at_once(shared: &connection::Shared, outgoing: Outgoing, len:
         })
     } else {
         send::by_caller(shared, outgoing, len)
+    }
+}
+
+/// Arms or cancels a [`crate::Sleep`]: at once on the dispatcher's own thread, else by command.
+pub(crate) fn sleep(dispatcher: &dispatcher::Shared, state: &Arc<SleepState>, armed: bool) {
+    let done = is_current(dispatcher.id)
+        && CURRENT.with_borrow(|current| match current.as_ref().map(|c| c.core.try_borrow_mut()) {
+            Some(Ok(mut core)) => {
+                if armed {
+                    core.arm_sleep(state.clone());
+                } else {
+                    core.cancel_sleep(state);
+                }
+                true
+            }
+            _ => false,
+        });
+    match (done, armed) {
+        (true, _) => {}
+        (false, true) => dispatcher.command(Command::Sleep(state.clone())),
+        (false, false) => dispatcher.command(Command::CancelSleep(state.clone())),
     }
 }
 

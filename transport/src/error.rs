@@ -130,7 +130,7 @@ impl Error {
 /// The result of a transport operation.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why [`Connection::send`](crate::Connection::send) did not take a frame. The frame comes back.
+/// Why [`Sender::send`](crate::Sender::send) did not take a frame. The frame comes back.
 #[derive(thiserror::Error)]
 pub enum SendError {
     /// The send queue is full: wait for `ready()` and try again.
@@ -142,13 +142,26 @@ pub enum SendError {
     /// The frame can never be sent on this connection: it is larger than the agreed limit.
     #[error("{1}")]
     TooLarge(crate::Frame, #[source] Error),
+    /// The frame's body is [`crate::Body::Pending`]: it is still at the peer that announced it.
+    #[error("{1}")]
+    Invalid(crate::Frame, #[source] Error),
 }
 
 impl SendError {
     /// Gives the frame back.
     pub fn into_frame(self) -> crate::Frame {
         match self {
-            Self::Full(frame) | Self::Closed(frame, _) | Self::TooLarge(frame, _) => frame,
+            Self::Full(frame) | Self::Closed(frame, _) | Self::TooLarge(frame, _) | Self::Invalid(frame, _) => frame,
+        }
+    }
+}
+
+/// The error without the frame, for `?` where the frame need not come back.
+impl From<SendError> for Error {
+    fn from(error: SendError) -> Self {
+        match error {
+            SendError::Full(_) => Self::new(ErrorKind::Limit, "the send queue is full: wait with ready()"),
+            SendError::Closed(_, error) | SendError::TooLarge(_, error) | SendError::Invalid(_, error) => error,
         }
     }
 }
@@ -159,6 +172,7 @@ impl std::fmt::Debug for SendError {
             Self::Full(frame) => f.debug_tuple("Full").field(frame).finish(),
             Self::Closed(frame, error) => f.debug_tuple("Closed").field(frame).field(error).finish(),
             Self::TooLarge(frame, error) => f.debug_tuple("TooLarge").field(frame).field(error).finish(),
+            Self::Invalid(frame, error) => f.debug_tuple("Invalid").field(frame).field(error).finish(),
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Frames: what an application sends and receives.
 
+use std::fmt;
+
 use bytes::{Bytes, BytesMut};
 
 use crate::memory::{AlignedBuf, PoolBuf};
@@ -8,7 +10,7 @@ use crate::memory::{AlignedBuf, PoolBuf};
 ///
 /// Head and body arrive as they were sent, in send order on a connection. Either may be empty. The head is meant for
 /// what the receiver must see before it decides where the body goes ([`crate::RecvPlan`]).
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Frame {
     /// The small part: RPC header, meta, short message. Kept contiguous.
     pub head: Bytes,
@@ -30,6 +32,15 @@ impl Frame {
     /// Whether there is neither head nor body.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+}
+
+/// A frame may have a gigabyte: its lengths and the beginning of its head are shown.
+impl fmt::Debug for Frame {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const SHOWN: usize = 64;
+        let head = &self.head[..self.head.len().min(SHOWN)];
+        write!(f, "Frame {{ head: {} bytes \"{}\", body: {:?} }}", self.head.len(), head.escape_ascii(), self.body)
     }
 }
 
@@ -112,7 +123,7 @@ impl RecvBuf {
 }
 
 /// The large part of a [`Frame`].
-#[derive(Debug, Default)]
+#[derive(Default)]
 #[non_exhaustive]
 pub enum Body {
     /// No body.
@@ -161,6 +172,19 @@ impl Body {
             Self::Buf(buf) => Some(buf.freeze()),
             Self::Pending(_) => None,
         }
+    }
+}
+
+impl fmt::Debug for Body {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self {
+            Self::Empty => "Empty",
+            Self::Bytes(_) => "Bytes",
+            Self::Segments(_) => "Segments",
+            Self::Buf(_) => "Buf",
+            Self::Pending(_) => "Pending",
+        };
+        write!(f, "{kind}({} bytes)", self.len())
     }
 }
 

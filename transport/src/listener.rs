@@ -12,7 +12,7 @@ use crate::{
     Address, Connection, Dispatcher, Error, ErrorKind, Result,
     config::ListenConfig,
     dispatcher::Placement,
-    driver::{self, Command, ListenSocket, ListenerShared},
+    driver::{self, CmListen, Command, ListenSocket, ListenerShared},
     resolve, tcp,
 };
 
@@ -32,6 +32,7 @@ impl Listener {
         let home = places.first().cloned();
         let home = home.ok_or_else(|| Error::new(ErrorKind::Invalid, "no dispatcher to listen on"))?;
         let options = tcp::SocketOptions::default();
+        let address = &address.clone().with_override()?;
         let (socket, bound) = match address {
             Address::Mem(name) => {
                 let shared = ListenerShared::new(address.clone(), config, places, placement);
@@ -43,7 +44,11 @@ impl Listener {
                 let socket = tcp::Listener::bind_unix(path, config.backlog, options)?;
                 (ListenSocket::Stream(socket), address.clone())
             }
-            Address::UcxCm(hp) => (ListenSocket::Cm(first(&resolve::now(hp)?)?), address.clone()),
+            Address::UcxCm(hp) => {
+                let at = first(&resolve::now(hp)?)?;
+                let ask = CmListen { address: address.clone(), at, config, places, placement };
+                return Ok(Self { shared: driver::listen_cm(&home.shared, ask)? });
+            }
             Address::Auto(hp) | Address::Ucx(hp) | Address::Tcp(hp) => {
                 let at = first(&resolve::now(hp)?)?;
                 // `[::]` takes IPv4 clients too.

@@ -17,7 +17,7 @@ use bytes::Bytes;
 use crossbeam_queue::ArrayQueue;
 
 /// Alignment of pool buffers of at least this size, bytes: what `O_DIRECT` and DMA engines ask for.
-pub const PAGE: usize = 4096;
+const PAGE: usize = 4096;
 
 /// Owned memory at an aligned address that does not change while the value is moved about.
 pub struct AlignedBuf {
@@ -194,7 +194,12 @@ impl Pool {
     /// # Errors
     /// [`QuotaExceeded`]; nothing was allocated.
     pub fn get(&self, len: usize, purpose: Purpose) -> Result<PoolBuf, QuotaExceeded> {
-        let class = self.0.classes.iter().position(|c| c.class.size >= len);
+        // A class that is larger than the whole quota would refuse what fits into it.
+        let quota = self.0.quota[purpose as usize];
+        let class = self.0.classes.iter().position(|c| c.class.size >= len).filter(|i| {
+            let size = self.0.classes[*i].class.size as u64;
+            size <= quota
+        });
         let size = class.map_or(len, |i| self.0.classes[i].class.size);
         self.charge(size as u64, purpose)?;
         let reused = class.and_then(|i| self.0.classes[i].free.pop());
@@ -204,6 +209,11 @@ impl Pool {
         });
         slab.memory.set_len(len);
         Ok(PoolBuf { slab: Some(slab), class, charged: size as u64, purpose, pool: self.clone() })
+    }
+
+    /// The quota of a purpose, bytes.
+    pub(crate) fn quota(&self, purpose: Purpose) -> u64 {
+        self.0.quota[purpose as usize]
     }
 
     /// Counters.

@@ -123,7 +123,7 @@ impl PendingBody {
 
     fn start(&mut self, buf: Option<RecvBuf>) -> Fetch {
         let cell = Arc::new(FetchCell { result: Mutex::new(None), waker: AtomicWaker::new() });
-        let reply = FetchReply { buf, cell: Some(cell.clone()) };
+        let mut reply = FetchReply { buf, cell: Some(cell.clone()) };
         let Some(shared) = self.shared.take() else { return Fetch(FetchState::Failed(None)) };
         match shared.key() {
             Some(connection) => shared.dispatcher.command(Command::Fetch { connection, id: self.id, reply }),
@@ -162,8 +162,9 @@ impl FetchReply {
         self.set(result);
     }
 
-    pub(crate) fn fail(self, error: Error) {
-        self.complete(Err(error));
+    /// Answers with an error, and lives on without anybody to tell.
+    pub(crate) fn fail(&mut self, error: Error) {
+        self.set(Err(error));
     }
 
     fn set(&mut self, result: Result<RecvBuf>) {

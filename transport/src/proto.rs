@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`header`] | the header of every native frame, and the prefix that delimits frames on a byte stream |
 //! | [`control`] | the payloads of control frames |
+//! | [`curve`] | the header of Curve's UCX messages (`ucx+cm://`) |
 //! | [`hello`] | the negotiation messages |
 //! | [`negotiate`] | which transport two sides take, and why not the other |
 //! | [`credit`] | how much may be in flight |
@@ -17,6 +18,7 @@
 
 pub mod control;
 pub mod credit;
+pub mod curve;
 pub mod header;
 pub mod hello;
 pub mod lifecycle;
@@ -38,7 +40,13 @@ macro_rules! protocol_errors {
     )*};
 }
 
-protocol_errors!(header::HeaderError, control::ControlError, credit::ProtocolViolation, order::OrderError);
+protocol_errors!(
+    header::HeaderError,
+    control::ControlError,
+    curve::CurveError,
+    credit::ProtocolViolation,
+    order::OrderError
+);
 
 impl From<hello::HelloError> for Error {
     #[cold]

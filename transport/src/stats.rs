@@ -19,11 +19,6 @@ impl Counter {
         self.0.fetch_add(n, Ordering::Relaxed);
     }
 
-    /// Takes `n` off, from any thread.
-    pub(crate) fn sub_shared(&self, n: u64) {
-        self.0.fetch_sub(n, Ordering::Relaxed);
-    }
-
     /// Sets the value.
     pub(crate) fn set(&self, n: u64) {
         self.0.store(n, Ordering::Relaxed);
@@ -64,7 +59,7 @@ counters! {
     DispatcherStats, DispatcherCounters {
         /// Connections that are open or being opened or closed.
         connections,
-        /// Sockets whose handshake is not finished.
+        /// Those of them that are being opened.
         handshakes,
         /// Listeners.
         listeners,

@@ -9,7 +9,6 @@
 //! - Memory that UCX lent us (descriptors) goes back on the worker's thread, whoever drops it: see [`returns`].
 //! - UCX trusts its peers. Whoever can reach its sockets or segments can crash the process; our negotiation decides who
 //!   learns a worker address, and [`address`] checks the addresses that we are given.
-#![allow(unsafe_code)]
 // The driver does not use all of it yet.
 #![allow(dead_code, unused_imports)]
 

@@ -5,6 +5,7 @@
 use std::{fs, path::PathBuf};
 
 use ucrpc_transport::proto::{
+    curve::{self, Command, CurveError, Features, Header},
     header,
     hello::{self, Decoded},
 };
@@ -62,5 +63,26 @@ fn hellos() {
             Err(_) => "bad-",
         };
         check("transport_hello", &name, outcome);
+    }
+}
+
+#[test]
+fn curve_messages() {
+    fn read(bytes: &[u8]) -> Result<(), CurveError> {
+        let (header, payload) = bytes.split_at(bytes.len().min(curve::HEADER));
+        let header = Header::decode(header)?;
+        let content = &payload[header.content(payload.len())?..];
+        match header.command {
+            Command::Hello | Command::HelloReply => Features::OURS.agree(&Features::decode(content)?),
+            Command::Data | Command::Ping | Command::Pong => Ok(()),
+        }
+    }
+    for (name, bytes) in files("transport_curve") {
+        let outcome = match read(&bytes) {
+            Ok(()) => "ok-",
+            Err(CurveError::Length(_)) => "more-",
+            Err(_) => "bad-",
+        };
+        check("transport_curve", &name, outcome);
     }
 }

@@ -157,6 +157,12 @@ pub(crate) fn defaults(devices: Devices) -> Vec<Default> {
         },
         default("UCX_TCP_TX_SEG_SIZE", "64k", Context, "8k segments halve the bandwidth of tcp"),
         default("UCX_TCP_RX_SEG_SIZE", "256k", Context, "as for UCX_TCP_TX_SEG_SIZE"),
+        default(
+            "UCX_TCP_CONN_NB",
+            "y",
+            Context,
+            "a blocking connect stops the whole thread for minutes if the network drops its packets",
+        ),
         Default {
             aliases: &["UCX_CM_REUSEADDR"],
             ..default("UCX_TCP_CM_REUSEADDR", "y", Context, "a server must be able to listen again on its port")

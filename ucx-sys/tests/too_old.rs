@@ -10,6 +10,7 @@ fn an_old_ucx_is_refused() {
         "too_old",
         "#[unsafe(no_mangle)]
          unsafe extern \"C\" fn ucp_get_version(major: *mut u32, minor: *mut u32, release: *mut u32) {
+             // SAFETY: the loader passes three integers of its own.
              unsafe { (*major, *minor, *release) = (1, 12, 7) }
          }",
     );

@@ -9,10 +9,10 @@ use std::time::Instant;
 use bytes::Bytes;
 use ucrpc_transport::{Frame, SendError};
 
+use super::Channel;
 use super::calls::{Answer, Entered, MAX_CALLS, Polled};
 use super::conn::Conn;
 use super::lane::{Found, Lane};
-use super::Channel;
 use crate::alarm::AlarmEntry;
 use crate::call::{CallOptions, CallStats, MethodName, RawResponse};
 use crate::client::RawCall;
@@ -71,7 +71,7 @@ impl Attempt {
             match self.conn.sender.send(frame) {
                 Ok(()) => {}
                 Err(SendError::Full(frame)) => self.unsent = Some((frame, None)),
-                Err(SendError::Closed(_, error) | SendError::TooLarge(_, error)) => {
+                Err(SendError::Closed(_, error) | SendError::TooLarge(_, error) | SendError::Invalid(_, error)) => {
                     self.abandon();
                     return Outcome::NotStarted(status_of(&error));
                 }
@@ -265,7 +265,7 @@ impl ChannelCall {
                 attempt.abandon();
                 return release((status_of(&error), false));
             }
-            Err(SendError::TooLarge(_, error)) => {
+            Err(SendError::TooLarge(_, error) | SendError::Invalid(_, error)) => {
                 attempt.abandon();
                 return release((status_of(&error), true));
             }

@@ -78,12 +78,7 @@ pub fn encode_response(reply: Reply, correlation_id: i64, limits: &Limits) -> (H
 }
 
 /// As [`encode_response`], with a signal for a peer that is ucrpc, too.
-pub fn encode_response_with(
-    reply: Reply,
-    correlation_id: i64,
-    signal: Signal,
-    limits: &Limits,
-) -> (Head, Segments) {
+pub fn encode_response_with(reply: Reply, correlation_id: i64, signal: Signal, limits: &Limits) -> (Head, Segments) {
     let Reply { result, context } = reply;
     let parts = context.response;
     let encoded = result.and_then(|message| {
@@ -150,5 +145,7 @@ fn checksum(how: ChecksumType, message: &MessageBuf, attachment: Option<&Segment
 pub(crate) fn encode_signal(signal: Signal, correlation_id: i64) -> Bytes {
     let meta = RpcMeta { correlation_id, signal, ..RpcMeta::default() };
     // A few bytes fit every limit.
-    MessageBuf::with_capacity(0, 0).into_head(&meta, 0, &Limits::DEFAULT).map_or_else(|_| Bytes::new(), |head| head.bytes)
+    MessageBuf::with_capacity(0, 0)
+        .into_head(&meta, 0, &Limits::DEFAULT)
+        .map_or_else(|_| Bytes::new(), |head| head.bytes)
 }

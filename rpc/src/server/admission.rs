@@ -29,11 +29,7 @@ impl Admission {
 
     /// Lets a call in, or says at once that there are too many. Each success needs a [`Self::leave`].
     #[inline]
-    pub(super) fn enter(
-        &self,
-        service: &'static str,
-        method: MethodId,
-    ) -> Result<Option<&Arc<MethodLimit>>, Status> {
+    pub(super) fn enter(&self, service: &'static str, method: MethodId) -> Result<Option<&Arc<MethodLimit>>, Status> {
         let running = self.running.fetch_add(1, Ordering::Relaxed);
         if self.max.is_some_and(|max| running >= max) {
             self.running.fetch_sub(1, Ordering::Relaxed);

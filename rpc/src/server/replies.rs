@@ -124,7 +124,7 @@ impl Replies {
             Err(SendError::Full(frame)) => backlog.push_back(frame),
             // The connection's end is seen by who reads.
             Err(SendError::Closed(..)) => {}
-            Err(SendError::TooLarge(_, error)) => {
+            Err(SendError::TooLarge(_, error) | SendError::Invalid(_, error)) => {
                 tracing::warn!(%error, "a response is larger than the connection allows");
             }
         }

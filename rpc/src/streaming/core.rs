@@ -199,7 +199,7 @@ impl State {
                     self.unsent.push_front(frame);
                     return Err(Written::Blocked(sender));
                 }
-                Err(SendError::Closed(_, error) | SendError::TooLarge(_, error)) => {
+                Err(SendError::Closed(_, error) | SendError::TooLarge(_, error) | SendError::Invalid(_, error)) => {
                     self.unsent.clear();
                     return Err(Written::Failed(crate::frames::status_of(&error)));
                 }

@@ -3,10 +3,9 @@
 use std::{
     collections::HashMap,
     fmt,
-    net::SocketAddr,
     sync::{
         Arc, Mutex, OnceLock, Weak,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering, fence},
     },
     task::Waker,
     time::Duration,
@@ -30,6 +29,7 @@ use crate::{
     event::{poller::Key, timer::TimerId},
     proto::negotiate::Policy,
     tcp::{self, AcceptEnd, Stream},
+    ucx,
 };
 
 /// How long a listener pauses when the process has no descriptors left.
@@ -40,8 +40,8 @@ const ACCEPTS_PER_TURN: usize = 64;
 /// What a listener listens with.
 pub(crate) enum ListenSocket {
     Stream(tcp::Listener),
-    /// UCX's connection manager, at this address.
-    Cm(SocketAddr),
+    /// UCX's connection manager.
+    Cm(ucx::CmListener),
     Mem,
 }
 
@@ -133,19 +133,24 @@ impl ListenerShared {
         self.acceptor.wake();
     }
 
-    fn is_full(&self) -> bool {
+    pub(super) fn is_full(&self) -> bool {
         self.waiting.load(Ordering::Acquire) >= self.config.accept_queue.max(1)
             || self.handshakes.load(Ordering::Acquire) >= self.config.max_handshakes.max(1)
     }
 
     fn made_room(self: &Arc<Self>) {
+        fence(Ordering::SeqCst);
         if self.paused.load(Ordering::Acquire) && self.paused.swap(false, Ordering::AcqRel) {
             self.home().command(Command::ResumeAccept { listener: self.clone() });
         }
     }
 
+    pub(super) fn handshake_begins(&self) {
+        self.handshakes.fetch_add(1, Ordering::AcqRel);
+    }
+
     /// A handshake is over, well or badly.
-    pub(super) fn handshake_over(self: &Arc<Self>) {
+    pub(crate) fn handshake_over(self: &Arc<Self>) {
         self.handshakes.fetch_sub(1, Ordering::AcqRel);
         self.made_room();
     }
@@ -196,13 +201,27 @@ pub(crate) struct Listening {
     timer: Option<TimerId>,
 }
 
+impl Listening {
+    pub(super) fn new(shared: Arc<ListenerShared>, socket: ListenSocket) -> Self {
+        Self { shared, socket, source: None, timer: None }
+    }
+
+    pub(super) fn shared(&self) -> &Arc<ListenerShared> {
+        &self.shared
+    }
+
+    /// The number of its UCX listener, if it has one.
+    pub(super) fn cm_index(&self) -> Option<usize> {
+        match &self.socket {
+            ListenSocket::Cm(listener) => Some(listener.index()),
+            ListenSocket::Stream(_) | ListenSocket::Mem => None,
+        }
+    }
+}
+
 impl Core {
     pub(super) fn listen(&mut self, shared: Arc<ListenerShared>, socket: ListenSocket) {
-        if let ListenSocket::Cm(_) = socket {
-            let text = "ucx+cm:// listeners are not served by this dispatcher";
-            return shared.close(Error::new(ErrorKind::Invalid, text));
-        }
-        let key = self.listeners.insert(Listening { shared, socket, source: None, timer: None });
+        let key = self.listeners.insert(Listening::new(shared, socket));
         self.io.shared.counters.listeners.set(self.listeners.len() as u64);
         let Some(listening) = self.listeners.get_mut(key) else { return };
         if let ListenSocket::Stream(listener) = &listening.socket {
@@ -232,8 +251,14 @@ impl Core {
         if let Some(source) = listening.source {
             self.io.sources.remove(source);
         }
-        if let ListenSocket::Stream(listener) = &listening.socket {
-            self.io.poller.remove(listener);
+        match listening.socket {
+            ListenSocket::Stream(listener) => self.io.poller.remove(&listener),
+            ListenSocket::Cm(listener) => {
+                if let Some(worker) = self.io.live_worker() {
+                    worker.close_listener(listener);
+                }
+            }
+            ListenSocket::Mem => {}
         }
         if let Some(timer) = listening.timer {
             self.io.timers.cancel(timer);
@@ -259,7 +284,9 @@ impl Core {
             if shared.is_full() {
                 shared.paused.store(true, Ordering::Release);
                 self.io.shared.counters.accept_pauses.add(1);
-                // Room made between the look and the flag would go unnoticed.
+                // Room made between the look and the flag would go unnoticed. Pairs with the fence in `made_room`: either
+                // we see the room, or who made it sees the flag.
+                fence(Ordering::SeqCst);
                 if shared.is_full() {
                     break Ok(AcceptEnd::Drained);
                 }
@@ -330,7 +357,7 @@ impl Core {
         self.on_opening_edge(key);
     }
 
-    fn new_accepted(&mut self, listener: &Arc<ListenerShared>) -> Key {
+    pub(super) fn new_accepted(&mut self, listener: &Arc<ListenerShared>) -> Key {
         let config = listener.config.connection.clone();
         let deadline = self.io.after(config.connect_timeout);
         let opening = Opening::new(Role::Accept, listener.address.clone(), listener.policy(), deadline);
@@ -383,7 +410,13 @@ impl Core {
 
     /// The listener answered a `mem://` dial.
     pub(super) fn on_mem_answer(&mut self, key: Key, peer: Result<MemParty>) {
-        let Some(conn) = self.conns.get_mut(key) else { return };
+        let Some(conn) = self.conns.get_mut(key) else {
+            // Given up meanwhile: the other side finds that out when it looks.
+            if let Ok(peer) = peer {
+                peer.shared.announce();
+            }
+            return;
+        };
         let Link::Opening(opening) = &mut conn.link else { return };
         let Stage::Mem(inbox) = &mut opening.stage else { return };
         match (peer, inbox.take()) {
@@ -411,6 +444,11 @@ impl Core {
         if let Some((handle, listener)) = conn.core.accepted.take() {
             listener.hand_out(handle);
             listener.handshake_over();
+        }
+        self.io.handshakes -= 1;
+        // The handshake may have read beyond its own end, up to the socket's: no edge comes for that again.
+        if let Err(error) = conn.read_control(&mut self.io) {
+            return self.end(key, error);
         }
         self.settle(key);
     }

@@ -8,12 +8,15 @@ use std::{
 
 use bytes::Bytes;
 
-use super::{Io, accept::ListenerShared, mem_link::MemLink, opening::Opening, tcp_link::TcpLink, ucx_link::UcxLink};
+use super::{
+    Io, accept::ListenerShared, cm_link::CmLink, mem_link::MemLink, opening::Opening, tcp_link::TcpLink,
+    ucx_link::UcxLink,
+};
 use crate::{
     Connection, Error, ErrorKind, Frame, Result,
     backend::Backend,
     config::ConnectionConfig,
-    connection::{DriverHalf, Outgoing, Shared},
+    connection::{DriverHalf, NO_RECEIVER, Outgoing, Shared},
     event::{pipe::ReadyPipe, poller::Key, timer::TimerId},
     plan::PendingId,
     proto::{
@@ -41,6 +44,8 @@ pub(crate) struct ConnCore {
     pub(crate) accepted: Option<(Connection, Arc<ListenerShared>)>,
     /// Control frames that are sent when the connection is served next.
     pub(crate) controls: Vec<(FrameHeader, Bytes)>,
+    /// What the stall watchdog saw last.
+    pub(crate) progress: super::stall::Progress,
     /// It is in `Io::ready` already.
     pub(crate) is_ready: bool,
 }
@@ -122,6 +127,7 @@ impl ConnCore {
             timer: None,
             accepted: None,
             controls: Vec::new(),
+            progress: super::stall::Progress::default(),
             is_ready: false,
         }
     }
@@ -139,7 +145,12 @@ impl ConnCore {
         // The receiver writes the bytes first: what is read here covers at least the frames.
         let frames = self.shared.consumed_frames.load(Acquire);
         if frames != self.session.known_frames {
-            let bytes = self.shared.consumed_bytes.load(Acquire);
+            let (frames, bytes) = if frames == NO_RECEIVER {
+                let counters = &self.shared.counters;
+                (counters.frames_received.get(), counters.bytes_received.get())
+            } else {
+                (frames, self.shared.consumed_bytes.load(Acquire))
+            };
             let messages = (frames - self.session.known_frames) as u32;
             recv.on_consumed_many(Credit { messages, bytes: bytes - self.session.known_bytes });
             (self.session.known_frames, self.session.known_bytes) = (frames, bytes);
@@ -153,9 +164,9 @@ impl ConnCore {
         let (bytes, counters) = (frame.len(), &self.shared.counters);
         counters.frames_received.add(1);
         counters.bytes_received.add(bytes);
-        // The receiver is gone: what arrives counts as consumed, so that the peer can go on to its goodbye.
+        // It fails when the receiver is gone: what arrives counts as consumed then, see `credit_due`.
         if self.deliver.push(frame, bytes).is_err() {
-            self.consumed_here(bytes);
+            self.shared.announce();
         }
     }
 
@@ -207,6 +218,7 @@ pub(crate) enum Link {
     Opening(Box<Opening>),
     Tcp(Box<TcpLink>),
     Ucx(Box<UcxLink>),
+    Cm(Box<CmLink>),
     Mem(Box<MemLink>),
 }
 
@@ -218,6 +230,7 @@ impl Link {
             Self::Opening(_) => None,
             Self::Tcp(link) => Some(&mut **link),
             Self::Ucx(link) => Some(&mut **link),
+            Self::Cm(link) => Some(&mut **link),
             Self::Mem(link) => Some(&mut **link),
         }
     }
@@ -234,6 +247,14 @@ pub(crate) struct Conn {
 }
 
 impl Conn {
+    /// Why it ends when UCX says `error`.
+    pub(crate) fn end_by_ucx(&self, error: Error) -> Error {
+        match &self.link {
+            Link::Cm(link) => link.end_of(&self.core, &error),
+            _ => error,
+        }
+    }
+
     /// Sends a control frame.
     pub(crate) fn control(&mut self, io: &mut Io, header: FrameHeader, payload: &[u8]) -> Result<()> {
         match self.link.backend() {

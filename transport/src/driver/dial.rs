@@ -49,6 +49,7 @@ impl Core {
     /// Takes a connection into the table.
     pub(super) fn adopt(&mut self, half: DriverHalf, opening: Opening) -> Key {
         let core = ConnCore::new(half, self.io.now);
+        self.io.handshakes += 1;
         let key = self.conns.insert(Conn { core, link: Link::Opening(Box::new(opening)) });
         if let Some(conn) = self.conns.get_mut(key) {
             conn.core.key = key;
@@ -56,6 +57,8 @@ impl Core {
             // A close that was wished before there was a key; see `Shared::announce`.
             std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
             conn.core.make_ready(&mut self.io);
+            let shared = conn.core.shared.clone();
+            self.add_pipes(&shared);
         }
         key
     }
@@ -69,7 +72,7 @@ impl Opening {
             return self.dial_mem(core, &name);
         }
         if matches!(self.address, Address::UcxCm(_)) {
-            return Err(Error::new(ErrorKind::Invalid, "ucx+cm:// connections are made by their own dialler"));
+            return self.dial_cm(core, io);
         }
         if self.policy == Policy::UcxRequired {
             // Without UCX here there is no use in troubling the peer.
@@ -80,10 +83,13 @@ impl Opening {
         let options = SocketOptions::default();
         let stream = match (&self.address, self.more.pop_front()) {
             (Address::Unix(path), _) => tcp::dial_unix(path, &options)?,
-            (_, Some(address)) => match tcp::dial_tcp(address, &options) {
-                Ok(stream) => stream,
-                Err(error) => return self.dial_next(core, io, error),
-            },
+            (_, Some(address)) => {
+                self.current = Some(address);
+                match tcp::dial_tcp(address, &options) {
+                    Ok(stream) => stream,
+                    Err(error) => return self.dial_next(core, io, error),
+                }
+            }
             (_, None) => return Err(Error::new(ErrorKind::Unreachable, "the name has no further address")),
         };
         let source = io.sources.insert(Source::Socket(core.key));
@@ -107,7 +113,7 @@ impl Opening {
 
     /// Whether a failure now is one of connecting, which another address may not have.
     pub(super) fn retriable(&self) -> bool {
-        self.role == Role::Dial && matches!(self.stage, Stage::Connecting)
+        self.role == Role::Dial && matches!(self.stage, Stage::Connecting | Stage::Cm { .. })
     }
 
     fn dial_mem(&mut self, core: &mut ConnCore, name: &str) -> Result<Step> {

@@ -45,8 +45,9 @@ impl Conn {
         core.session.peer_interval = peer_interval;
         core.session.said = io.now;
         core.session.recv = native.then(|| RecvCredit::new(granted(&core.config)));
-        if !native {
-            // Nobody there answers our pings.
+        // Curve's wire has pings, whatever its frames are.
+        if (!native && !matches!(link, Link::Cm(_))) || matches!(link, Link::Mem(_)) {
+            // Nobody there answers our pings, or nobody there can be gone without its end being seen.
             core.session.liveness = None;
         }
         core.heard(io.now);
@@ -73,6 +74,8 @@ impl Conn {
                 return Err(Error::new(ErrorKind::Closed, "closed before it was open"));
             }
             CloseWish::Graceful if self.link.is_open() && self.core.session.life.is_open() => {
+                // Before anything is counted for the goodbye; the wish is seen before the phase that comes with it.
+                self.core.shared.advance(Phase::Closing);
                 self.core.queue.close();
                 self.core.session.life.close(io.now, self.core.config.linger);
             }
@@ -120,7 +123,18 @@ impl Conn {
 
     /// Looks at the clock.
     fn on_time(&mut self, io: &mut Io) -> Result<()> {
+        self.core.watch(&mut self.link);
         self.core.session.life.on_timeout(io.now);
+        if let Link::Cm(link) = &mut self.link
+            && link.excuses_silence()
+        {
+            self.core.heard(io.now);
+        }
+        if self.is_paused() {
+            // Its answers wait behind the body that waits here: that it is silent says nothing.
+            self.core.heard(io.now);
+            self.core.reassure(io);
+        }
         let action = self.core.session.liveness.as_mut().and_then(|l| l.poll(io.now));
         match action {
             Some(LivenessAction::Ping(id)) => {
@@ -163,7 +177,22 @@ impl Conn {
                 Ok(())
             }
             Link::Ucx(link) => read_control(link, &mut self.core, io.now),
-            Link::Opening(_) | Link::Mem(_) => Ok(()),
+            Link::Opening(_) | Link::Cm(_) | Link::Mem(_) => Ok(()),
+        }
+    }
+
+    /// Whether reading waits for somebody on this side.
+    fn is_paused(&self) -> bool {
+        matches!(&self.link, Link::Tcp(link) if link.is_paused())
+    }
+
+    /// When something is due.
+    fn next_deadline(&self) -> Option<Instant> {
+        let session = &self.core.session;
+        let reassure = session.peer_interval.filter(|_| self.is_paused()).map(|interval| session.said + interval);
+        match &self.link {
+            Link::Opening(opening) => Some(opening.next_deadline()),
+            _ => [self.core.next_deadline(), reassure].into_iter().flatten().min(),
         }
     }
 
@@ -178,11 +207,19 @@ impl Conn {
         Error::new(ErrorKind::Reset, "the peer's socket ended without a goodbye: its process has ended or given up")
     }
 
+    /// Reads the socket beside a UCX connection.
+    pub(super) fn read_control(&mut self, io: &mut Io) -> Result<()> {
+        match &mut self.link {
+            Link::Ucx(link) => read_control(link, &mut self.core, io.now),
+            _ => Ok(()),
+        }
+    }
+
     fn eof(&self) -> bool {
         match &self.link {
             Link::Tcp(link) => link.eof,
             Link::Ucx(link) => link.eof,
-            Link::Opening(_) | Link::Mem(_) => false,
+            Link::Opening(_) | Link::Cm(_) | Link::Mem(_) => false,
         }
     }
 }
@@ -240,11 +277,7 @@ impl Core {
             let error = conn.on_eof();
             return self.end_after_drain(key, error);
         }
-        let deadline = match &conn.link {
-            Link::Opening(opening) => Some(opening.next_deadline()),
-            _ => conn.core.next_deadline(),
-        };
-        if let Some(at) = deadline {
+        if let Some(at) = conn.next_deadline() {
             self.io.sooner(&mut conn.core.timer, at, Timer::Connection(key));
         }
     }
@@ -254,23 +287,29 @@ impl Core {
         let Some(conn) = self.conns.get_mut(key) else { return };
         // Closing a socket with unread bytes resets it, and what it has sent may be lost: a foreign protocol's peer has
         // no goodbye to wait for either, only its own end.
-        let waits = error.kind() == ErrorKind::PeerClosed || conn.core.session.recv.is_none();
+        let foreign = matches!(conn.link, Link::Tcp(_)) && conn.core.session.recv.is_none();
+        let waits = error.kind() == ErrorKind::PeerClosed || foreign;
         if !waits || conn.eof() {
             return self.end(key, error);
         }
         conn.core.shared.finish(error);
-        match &conn.link {
+        // What comes from now on is read, so that the peer can go on to its end, but nobody receives it.
+        conn.core.deliver.close();
+        // What we have sent may be deep in the system's buffers: the peer ends the wait when it has read it.
+        let patience = LAST_WORD.max(conn.core.config.linger);
+        match &mut conn.link {
             Link::Tcp(link) => {
-                let _ = link.stream.shutdown(std::net::Shutdown::Write);
+                // The frame that has begun must be finished before our answer can follow it.
+                link.last_word(&mut conn.core);
             }
-            Link::Ucx(_) => {}
+            Link::Ucx(_) | Link::Cm(_) => {}
             Link::Opening(_) | Link::Mem(_) => return self.close_link(key),
         }
         conn.core.session.liveness = None;
         if let Some(timer) = conn.core.timer.take() {
             self.io.timers.cancel(timer);
         }
-        let at = self.io.after(LAST_WORD);
+        let at = self.io.after(patience);
         self.io.sooner(&mut conn.core.timer, at, Timer::Connection(key));
     }
 
@@ -312,7 +351,10 @@ impl Core {
     fn close_link(&mut self, key: Key) {
         let Some(mut conn) = self.conns.remove(key) else { return };
         match &mut conn.link {
-            Link::Opening(opening) => opening.close(&mut self.io),
+            Link::Opening(opening) => {
+                self.io.handshakes -= 1;
+                opening.close(&mut self.io);
+            }
             link => {
                 if let Some(backend) = link.backend() {
                     backend.close(&mut conn.core, &mut self.io);
@@ -362,10 +404,18 @@ impl Core {
             return self.on_opening_edge(key);
         }
         let result = conn.on_socket(&mut self.io, edge);
+        self.after_socket(key, result);
+    }
+
+    /// A connection's socket was read, or tried.
+    pub(super) fn after_socket(&mut self, key: Key, result: Result<()>) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
         if conn.core.shared.end().is_some() {
             // Only the last word was waited for.
             if result.is_err() || conn.eof() {
                 self.close_link(key);
+            } else if let Link::Tcp(link) = &mut conn.link {
+                link.last_word(&mut conn.core);
             }
             return;
         }
@@ -399,10 +449,16 @@ impl Core {
         }
     }
 
-    /// A handle asked for a readiness pipe.
-    pub(super) fn add_pipe(&mut self, shared: &Arc<Shared>, mut pipe: ReadyPipe) {
-        // Gone already: dropping the inner end is the error signal.
+    /// A handle asked for readiness pipes. Before the connection is in the table they stay with it.
+    pub(super) fn add_pipes(&mut self, shared: &Arc<Shared>) {
         let Some(key) = shared.key() else { return };
+        for pipe in shared.take_pipes() {
+            self.add_pipe(key, pipe);
+        }
+    }
+
+    fn add_pipe(&mut self, key: Key, mut pipe: ReadyPipe) {
+        // Gone already: dropping the inner end is the error signal.
         let Some(conn) = self.conns.get_mut(key).filter(|c| c.core.shared.end().is_none()) else { return };
         let source = self.io.sources.insert(Source::Pipe(key));
         if let Err(error) = self.io.poller.add_readable(&pipe, source) {

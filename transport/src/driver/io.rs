@@ -1,14 +1,14 @@
 //! What one dispatcher owns: the table of connections, and the I/O that they share.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use slab::Slab;
 
-use super::{accept::Listening, conn::Conn, table::Table, ucx_link::UcxOp};
+use super::{accept::Listening, conn::Conn, pairing::Pairing, table::Table, ucx_link::UcxOp};
 use crate::{
     Error, FallbackReason, Result,
     dispatcher::{self, SleepState},
@@ -16,11 +16,15 @@ use crate::{
         poller::{Edge, Key, Poller},
         timer::{TimerId, Timers},
     },
-    ucx,
+    ucx::{self, EndpointId},
 };
 
 /// The dispatcher's shared read buffer, bytes: several of the kernel's largest segments at once.
 const SCRATCH: usize = 256 << 10;
+
+/// How long operations of closed endpoints may take to end before their worker is replaced. They end within microseconds, or
+/// never.
+const STUCK: Duration = Duration::from_millis(100);
 
 /// What stands behind a key of the poller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,7 +63,10 @@ pub(crate) struct Io {
     pub(crate) sources: Table<Source>,
     pub(crate) timers: Timers<Timer>,
     pub(crate) worker: WorkerSlot,
+    pub(crate) pairing: Pairing,
     pub(crate) ops: Slab<UcxOp>,
+    /// Whose each open endpoint is.
+    endpoints: HashMap<EndpointId, Key>,
     /// The time, as of this turn: good enough for liveness and deadlines of many milliseconds.
     pub(crate) now: Instant,
     pub(crate) scratch: Box<[u8]>,
@@ -68,9 +75,19 @@ pub(crate) struct Io {
     /// Connections that are to be ended, because it was found out where they can't be.
     pub(crate) doomed: Vec<(Key, Error)>,
     pub(crate) edges: Vec<Edge>,
+    /// Connections that are being opened.
+    pub(crate) handshakes: u64,
+    /// Turns until the sockets are looked at again, and how many it will be next.
     pub(crate) turns_to_poll: u32,
+    pub(crate) poll_distance: u32,
+    /// Stream connections that are read in each turn.
+    pub(crate) hot: Vec<super::pace::Hot>,
     /// Sleeps given up in a row because UCX's descriptor was ready and nothing was found.
     pub(crate) useless_edges: u32,
+    /// Times in a row that UCX said busy when it was to be armed, and how many turns had found work by then.
+    pub(crate) busy_arms: (u32, u64),
+    /// Since when the worker has had nothing but operations of closed endpoints.
+    pub(crate) stuck_since: Option<Instant>,
 }
 
 impl Io {
@@ -81,14 +98,21 @@ impl Io {
             sources: Table::new(),
             timers: Timers::new(),
             worker: WorkerSlot::Unused,
+            pairing: Pairing::default(),
             ops: Slab::new(),
+            endpoints: HashMap::new(),
             now: Instant::now(),
             scratch: vec![0; SCRATCH].into_boxed_slice(),
             ready: VecDeque::new(),
             doomed: Vec::new(),
             edges: Vec::new(),
+            handshakes: 0,
             turns_to_poll: 0,
+            poll_distance: 1,
+            hot: Vec::new(),
             useless_edges: 0,
+            busy_arms: (0, 0),
+            stuck_since: None,
         }
     }
 
@@ -115,6 +139,7 @@ impl Io {
         self.shared.pool.set_registrar(Arc::new(context));
         let failed = |error: String| FallbackReason::Failed(error.into());
         let worker = ucx::Worker::new().map_err(|e| failed(e.to_string()))?;
+        self.pairing = Pairing::default();
         let source = self.sources.insert(Source::Worker);
         if let Err(error) = self.poller.add_readable(&worker.event_fd(), source) {
             self.sources.remove(source);
@@ -123,12 +148,71 @@ impl Io {
         Ok((worker, source))
     }
 
+    /// Ends a worker whose operations don't end although all its endpoints are closed: only its own end gives their memory back.
+    /// The next connection that needs one makes another.
+    pub(crate) fn replace_stuck_worker(&mut self) {
+        let stuck =
+            !self.ops.is_empty() && matches!(&self.worker, WorkerSlot::Ready { worker, .. } if worker.is_stuck());
+        if !stuck {
+            self.stuck_since = None;
+            return;
+        }
+        let since = *self.stuck_since.get_or_insert(self.now);
+        if self.now.saturating_duration_since(since) < STUCK {
+            return;
+        }
+        if let WorkerSlot::Ready { worker, source } = std::mem::replace(&mut self.worker, WorkerSlot::Unused) {
+            self.poller.remove(&worker.event_fd());
+            self.sources.remove(source);
+            worker.shutdown(self.now);
+        }
+        self.ops.clear();
+        self.stuck_since = None;
+    }
+
+    /// The UCX worker, started if need be, and the numbers of its endpoints.
+    pub(crate) fn worker_and_pairing(&mut self) -> Result<(&mut ucx::Worker, &mut Pairing), FallbackReason> {
+        self.worker()?;
+        match &mut self.worker {
+            WorkerSlot::Ready { worker, .. } => Ok((worker, &mut self.pairing)),
+            WorkerSlot::Failed(reason) => Err(reason.clone()),
+            WorkerSlot::Unused => unreachable!("started above"),
+        }
+    }
+
+    /// Closes the endpoints that were made for nobody.
+    #[cold]
+    pub(crate) fn close_spares(&mut self) {
+        if let WorkerSlot::Ready { worker, .. } = &mut self.worker {
+            self.pairing.close_spares(worker);
+        }
+    }
+
     /// The worker, if it runs.
     #[inline]
     pub(crate) fn live_worker(&mut self) -> Option<&mut ucx::Worker> {
         match &mut self.worker {
             WorkerSlot::Ready { worker, .. } => Some(worker),
             _ => None,
+        }
+    }
+
+    /// Notes whose an endpoint is, as soon as it is made.
+    pub(super) fn own_endpoint(&mut self, ep: EndpointId, connection: Key) {
+        self.endpoints.insert(ep, connection);
+    }
+
+    /// The connection that an endpoint belongs to.
+    #[inline]
+    pub(super) fn owner_of(&self, ep: EndpointId) -> Option<Key> {
+        self.endpoints.get(&ep).copied()
+    }
+
+    /// Closes an endpoint: what is in flight on it ends with events, now or later.
+    pub(super) fn close_endpoint(&mut self, ep: EndpointId) {
+        self.endpoints.remove(&ep);
+        if let Some(worker) = self.live_worker() {
+            worker.close(ep);
         }
     }
 
@@ -154,8 +238,13 @@ impl Io {
         let counters = &self.shared.counters;
         counters.connections.set(connections as u64);
         counters.sources.set(self.sources.len() as u64);
+        counters.handshakes.set(self.handshakes);
         counters.timers.set(self.timers.len() as u64);
         counters.ucx_inflight.set(self.ops.len() as u64);
+        if !matches!(self.worker, WorkerSlot::Ready { .. }) {
+            counters.ucx_held.set(0);
+            counters.ucx_endpoints.set(0);
+        }
         if let WorkerSlot::Ready { worker, .. } = &self.worker {
             let inside = worker.inflight();
             counters.ucx_held.set(inside.held_descriptors as u64);

@@ -62,6 +62,13 @@ pub(crate) struct MemInbox {
     pub(crate) gone: Arc<AtomicBool>,
 }
 
+impl Drop for MemInbox {
+    fn drop(&mut self) {
+        // Also where it never came to a link: whoever took the other side in the meantime must see it.
+        self.gone.store(true, Ordering::Release);
+    }
+}
+
 /// Describes this side for the other, and keeps what it needs itself.
 pub(crate) fn party(core: &ConnCore) -> (MemParty, MemInbox) {
     let (inbox, messages) = bounded(INBOX);
@@ -122,7 +129,7 @@ impl MemLink {
                 self.peer.shared.announce();
                 Ok(())
             }
-            Err(_) if self.peer.gone.load(Ordering::Acquire) => Err(reset()),
+            Err(refused) if !refused.is_full() => Err(reset()),
             Err(_) => Err(Error::new(ErrorKind::Limit, "the peer's inbox is full of control frames")),
         }
     }
@@ -131,9 +138,7 @@ impl MemLink {
     pub(super) fn receive(&mut self, core: &mut ConnCore, io: &mut Io) -> Result<()> {
         let mut budget = Budget::of(&core.shared);
         let before = core.shared.counters.frames_received.get();
-        if let Some((head, body)) = self.no_room.take() {
-            self.take_body(core, io, 0, head, body)?;
-        }
+        self.retry_quota(core, io);
         while !budget.is_spent() && self.no_room.is_none() && self.held.is_none() {
             // Looked at before the queue: what was sent before the end is still taken.
             let gone = self.peer.gone.load(Ordering::Acquire);
@@ -164,6 +169,20 @@ impl MemLink {
             core.shared.reader.wake();
         }
         Ok(())
+    }
+
+    /// Asks the pool again for a body that found the quota used up. The plan was made once and stays.
+    fn retry_quota(&mut self, core: &mut ConnCore, io: &mut Io) {
+        let Some((_, body)) = &self.no_room else { return };
+        match receive::pool_buf(io, body.len() as u64) {
+            None => receive::retry_later(core, io),
+            Some(mut buf) => {
+                if let Some((head, body)) = self.no_room.take() {
+                    buf.as_mut_slice().copy_from_slice(&body);
+                    core.hand_over(Frame { head, body: buf.into() });
+                }
+            }
+        }
     }
 
     fn credit(&mut self, core: &mut ConnCore, io: &mut Io, header: &FrameHeader) -> Result<()> {
@@ -224,7 +243,7 @@ impl Backend for MemLink {
         self.receive(core, io)?;
         let mut budget = Budget::of(&core.shared);
         while !budget.is_spent() {
-            let Some(out) = self.numbering.next(&mut core.queue, &core.shared) else { return Ok(Pumped::Rest) };
+            let Some(out) = self.numbering.next(&mut core.queue, &core.shared)? else { return Ok(Pumped::Rest) };
             let len = out.frame.len();
             budget.spend(len);
             self.put(core, out, len)?;
@@ -251,6 +270,14 @@ impl Backend for MemLink {
 
     fn sent(&self) -> u32 {
         self.numbering.count()
+    }
+
+    fn waits_for_credit(&self) -> bool {
+        self.numbering.is_stalled()
+    }
+
+    fn waits_for_pool(&self) -> bool {
+        self.no_room.is_some()
     }
 
     fn fetch(&mut self, core: &mut ConnCore, io: &mut Io, id: PendingId, mut reply: FetchReply) -> Result<()> {

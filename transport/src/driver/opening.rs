@@ -10,7 +10,7 @@ use std::{
     hash::{BuildHasher, Hasher, RandomState},
     io,
     net::SocketAddr,
-    sync::{Arc, OnceLock},
+    sync::{Arc, OnceLock, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -21,6 +21,7 @@ use super::{
     conn::Link,
     dial,
     mem_link::MemInbox,
+    pairing::NoEndpoint,
     send::Numbering,
     tcp_link::TcpLink,
     ucx_link::{self, UcxLink},
@@ -28,7 +29,7 @@ use super::{
 use crate::{
     Address, Error, ErrorKind, FallbackReason, Result,
     config::ConnectionConfig,
-    connection::{ConnectionInfo, Transport},
+    connection::{ConnectionInfo, MAX_DELIVERED, Transport},
     event::poller::Key,
     framing::{Detect, Framer},
     proto::{
@@ -90,9 +91,11 @@ pub(super) enum Stage {
     /// The first message of the peer is awaited: Accept here, a hello (or a foreign protocol) there.
     Greeting,
     /// Both have agreed on UCX; the proof is under way.
-    Proving { ep: EndpointId, terms: Terms, deadline: Instant, started: Instant },
+    Proving { ep: EndpointId, terms: Terms, deadline: Instant, started: Instant, proved: bool },
     /// Our Fallback has gone; the peer's is awaited.
     FallingBack { terms: Terms, reason: FallbackReason },
+    /// An endpoint of UCX's connection manager; the peer's hello is awaited.
+    Cm { ep: EndpointId, peer: Option<SocketAddr> },
     /// Waiting for the other party of this process.
     Mem(Option<MemInbox>),
     /// Open: the link is being exchanged.
@@ -110,6 +113,10 @@ pub(crate) struct Opening {
     outbox: Vec<u8>,
     pub(super) stage: Stage,
     pub(super) deadline: Instant,
+    /// The address that is being tried.
+    pub(super) current: Option<SocketAddr>,
+    /// The last try found its endpoint's number in use: what the accepting side is asked for.
+    pub(super) least_endpoint: Option<u16>,
     /// Addresses to try after this one.
     pub(super) more: VecDeque<SocketAddr>,
     /// Counted by the listener until it is over.
@@ -134,7 +141,7 @@ pub(super) struct Opened {
 
 /// What this configuration lets a peer send.
 pub(super) fn granted(config: &ConnectionConfig) -> Credit {
-    Credit { messages: config.recv_window_frames.max(1), bytes: config.recv_window_bytes.max(1) }
+    Credit { messages: config.recv_window_frames.clamp(1, MAX_DELIVERED), bytes: config.recv_window_bytes.max(1) }
 }
 
 /// A number for this process that no other has, nor an earlier one under the same address.
@@ -194,6 +201,8 @@ impl Opening {
             outbox: Vec::new(),
             stage: Stage::Greeting,
             deadline,
+            current: None,
+            least_endpoint: None,
             more: VecDeque::new(),
             eof: false,
         }
@@ -228,7 +237,8 @@ impl Opening {
         if let Some(framer) = foreign {
             return Ok(self.open_stream(core, Some(framer), None, None));
         }
-        let hello = local(core, io, self.policy).client_hello(core.key.index, core.key.generation)?;
+        let mut hello = local(core, io, self.policy).client_hello(core.key.index, core.key.generation)?;
+        hello.least_endpoint = self.least_endpoint;
         self.say(&Message::ClientHello(hello))?;
         self.on_edge(core, io)
     }
@@ -329,7 +339,8 @@ impl Opening {
                 self.on_accept(core, io, &accept)
             }
             (Role::Dial, Message::Reject(reject)) => Err(negotiate::reject_error(reject.code, &reject.text)),
-            (Role::Accept, Message::Ready(Ready)) if matches!(self.stage, Stage::Proving { .. }) => {
+            // The client says it when our PROVED has arrived, so its PROVE came before.
+            (Role::Accept, Message::Ready(Ready)) if matches!(self.stage, Stage::Proving { proved: true, .. }) => {
                 Ok(self.open_ucx(core, io, false))
             }
             (_, Message::Fallback(fallback)) => self.on_fallback(core, io, &fallback),
@@ -343,18 +354,21 @@ impl Opening {
     }
 
     fn on_hello(&mut self, core: &mut ConnCore, io: &mut Io, hello: &ClientHello) -> Result<Step> {
-        let policy = if hello.want == Want::Tcp { Policy::TcpOnly } else { self.policy };
+        // A client that wants TCP is no reason to start UCX, unless it is to be turned away.
+        let tcp = hello.want == Want::Tcp && self.policy != Policy::UcxRequired;
+        let policy = if tcp { Policy::TcpOnly } else { self.policy };
         let local = local(core, io, policy);
         let terms = Terms::from(hello);
         match negotiate::answer(&local, hello) {
             Answer::Reject { code, text } => self.reject(code, text),
             Answer::AcceptTcp(reason) => self.accept_tcp(core, &local, terms, reason),
-            Answer::TryUcx(info) => match connect(io, &info) {
-                Ok(ep) => {
+            Answer::TryUcx(info) => match connect_back(core, io, &info, hello.least_endpoint) {
+                Ok((ep, number)) => {
                     let key = core.key;
-                    let accept = local.accept(hello::Transport::Ucx, None, key.index, key.generation);
+                    let mut accept = local.accept(hello::Transport::Ucx, None, key.index, key.generation);
+                    accept.endpoint = Some(number);
                     self.say(&Message::Accept(accept))?;
-                    self.stage = Stage::Proving { ep, terms, deadline: self.deadline, started: io.now };
+                    self.stage = Stage::Proving { ep, terms, deadline: self.deadline, started: io.now, proved: false };
                     Ok(Step::Wait)
                 }
                 Err(reason) if hello.want == Want::Ucx => {
@@ -394,16 +408,35 @@ impl Opening {
         match negotiate::judge(&local, accept)? {
             Verdict::Tcp(reason) => Ok(self.open_stream(core, None, Some(terms), reason)),
             Verdict::Decline(reason) => self.give_up_ucx(io, terms, reason),
-            Verdict::TryUcx(info) => match connect(io, &info) {
+            Verdict::TryUcx(info) => match connect(core, io, &info, accept.endpoint) {
                 Ok(ep) => self.prove(core, io, ep, terms),
-                Err(reason) => self.give_up_ucx(io, terms, reason),
+                Err(NoEndpoint::Taken(next)) if self.least_endpoint.is_none_or(|least| least < next) => {
+                    self.dial_above(core, io, next)
+                }
+                Err(NoEndpoint::Taken(_)) => {
+                    let text = "the other side insists on an endpoint that is in use here";
+                    self.give_up_ucx(io, terms, FallbackReason::Failed(text.into()))
+                }
+                Err(NoEndpoint::Failed(error)) => self.give_up_ucx(io, terms, unusable(&error)),
             },
         }
     }
 
+    /// Asks the same listener again, for an endpoint of a number that is free here: both sides dialled each other at once,
+    /// or one of them gave a connection up.
+    fn dial_above(&mut self, core: &mut ConnCore, io: &mut Io, least: u16) -> Result<Step> {
+        self.close(io);
+        self.inbox.clear();
+        self.outbox.clear();
+        self.least_endpoint = Some(least);
+        self.more.extend(self.current.take());
+        self.more.rotate_right(1);
+        self.dial(core, io)
+    }
+
     fn prove(&mut self, core: &ConnCore, io: &mut Io, ep: EndpointId, terms: Terms) -> Result<Step> {
         let deadline = io.after(core.config.prove_timeout);
-        self.stage = Stage::Proving { ep, terms, deadline, started: io.now };
+        self.stage = Stage::Proving { ep, terms, deadline, started: io.now, proved: false };
         match send_proof(io, ep, terms, Kind::Prove) {
             Ok(()) => Ok(Step::Wait),
             Err(error) => self.on_ucx_failed(io, &error),
@@ -412,12 +445,11 @@ impl Opening {
 
     /// UCX said that the endpoint is broken, or that a proof can't be sent.
     pub(super) fn on_ucx_failed(&mut self, io: &mut Io, error: &Error) -> Result<Step> {
+        if let Stage::Cm { .. } = self.stage {
+            return Err(self.on_cm_failed(error));
+        }
         let Stage::Proving { terms, .. } = self.stage else { return Ok(Step::Wait) };
-        let reason = match error.kind() {
-            ErrorKind::Unreachable => FallbackReason::Unreachable(error.text().to_owned().into()),
-            _ => FallbackReason::Failed(error.to_string().into()),
-        };
-        self.give_up_ucx(io, terms, reason)
+        self.give_up_ucx(io, terms, unusable(error))
     }
 
     /// A deadline passed.
@@ -463,28 +495,27 @@ impl Opening {
         }
     }
 
-    /// The endpoint that is being proved.
+    /// The endpoint that is being made.
     pub(super) fn endpoint(&self) -> Option<EndpointId> {
         match self.stage {
-            Stage::Proving { ep, .. } => Some(ep),
+            Stage::Proving { ep, .. } | Stage::Cm { ep, .. } => Some(ep),
             _ => None,
         }
     }
 
     pub(super) fn close_endpoint(&mut self, io: &mut Io) {
-        if let Stage::Proving { ep, .. } = self.stage
-            && let Some(worker) = io.live_worker()
-        {
-            worker.close(ep);
+        if let Some(ep) = self.endpoint() {
+            io.close_endpoint(ep);
         }
     }
 
     /// A message came over UCX.
     pub(super) fn on_proof(&mut self, core: &mut ConnCore, io: &mut Io, kind: Kind) -> Result<Step> {
-        let Stage::Proving { ep, terms, .. } = self.stage else {
+        let Stage::Proving { ep, terms, ref mut proved, .. } = self.stage else {
             // UCX was given up here meanwhile; its last messages mean nothing any more.
             return Ok(Step::Wait);
         };
+        *proved |= kind == Kind::Prove;
         match (self.role, kind) {
             (Role::Accept, Kind::Prove) => match send_proof(io, ep, terms, Kind::Proved) {
                 Ok(()) => Ok(Step::Wait),
@@ -570,6 +601,9 @@ impl Opening {
     /// Lets go of everything.
     pub(super) fn close(&mut self, io: &mut Io) {
         self.close_endpoint(io);
+        if let Stage::Mem(Some(inbox)) = &self.stage {
+            inbox.gone.store(true, Ordering::Release);
+        }
         if let Some(source) = self.source.take() {
             io.sources.remove(source);
         }
@@ -597,13 +631,33 @@ fn name_of(message: &Message) -> &'static str {
     }
 }
 
-/// Makes an endpoint to the worker that the peer described.
-fn connect(io: &mut Io, info: &UcxInfo) -> Result<EndpointId, FallbackReason> {
-    let worker = io.worker()?;
-    worker.connect(&info.worker_address).map_err(|error| match error.kind() {
+/// The endpoint to the worker that the accepting side described.
+fn connect(core: &ConnCore, io: &mut Io, info: &UcxInfo, number: Option<u16>) -> Result<EndpointId, NoEndpoint> {
+    let failed = |reason: FallbackReason| Error::new(ErrorKind::NoUcx, reason.to_string());
+    let (worker, pairing) = io.worker_and_pairing().map_err(failed)?;
+    let ep = pairing.dial(worker, &info.worker_address, number)?;
+    io.own_endpoint(ep, core.key);
+    Ok(ep)
+}
+
+/// An endpoint to the worker of a client, and its number.
+fn connect_back(
+    core: &ConnCore,
+    io: &mut Io,
+    info: &UcxInfo,
+    least: Option<u16>,
+) -> Result<(EndpointId, u16), FallbackReason> {
+    let (worker, pairing) = io.worker_and_pairing()?;
+    let (ep, number) = pairing.accept(worker, &info.worker_address, least).map_err(|error| unusable(&error))?;
+    io.own_endpoint(ep, core.key);
+    Ok((ep, number))
+}
+
+fn unusable(error: &Error) -> FallbackReason {
+    match error.kind() {
         ErrorKind::Unreachable => FallbackReason::Unreachable(error.text().to_owned().into()),
         _ => FallbackReason::Failed(error.to_string().into()),
-    })
+    }
 }
 
 fn send_proof(io: &mut Io, ep: EndpointId, terms: Terms, kind: Kind) -> Result<()> {
@@ -614,7 +668,7 @@ fn send_proof(io: &mut Io, ep: EndpointId, terms: Terms, kind: Kind) -> Result<(
         return Err(Error::new(ErrorKind::Stopped, "the ucx worker is gone"));
     };
     // A proof has no completion to wait for: its answer is the completion.
-    worker.send_copy(ep, &bytes[..len], [&[], &[]], NO_TOKEN).map(drop)
+    worker.prove(ep, &bytes[..len], NO_TOKEN)
 }
 
 /// The token of operations whose completion nobody waits for.

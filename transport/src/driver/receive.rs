@@ -84,8 +84,22 @@ pub(super) fn place(core: &ConnCore, io: &Io, head: &Bytes, body_len: u64) -> Re
         }
         RecvPlan::Later => Placed::Later,
         RecvPlan::Refuse(text) => Placed::Refuse(text),
-        RecvPlan::Pool => pool_buf(io, body_len).map_or(Placed::NoRoom, |buf| Placed::Into(buf, BufKind::Bytes)),
+        RecvPlan::Pool => match pool_buf(io, body_len) {
+            Some(buf) => Placed::Into(buf, BufKind::Bytes),
+            None if body_len > io.shared.pool.quota(Purpose::Receive) => return Err(above_quota(io, body_len)),
+            None => Placed::NoRoom,
+        },
     })
+}
+
+/// No waiting helps.
+#[cold]
+fn above_quota(io: &Io, body_len: u64) -> Error {
+    let quota = io.shared.pool.quota(Purpose::Receive);
+    Error::new(
+        ErrorKind::Limit,
+        format!("a body of {body_len} bytes is larger than the pool's receive quota of {quota}"),
+    )
 }
 
 /// A pool buffer for a body, if the quota allows.
@@ -105,6 +119,10 @@ pub(super) fn note_refusal(core: &mut ConnCore, io: &mut Io, seq: u32, len: u64,
     core.shared.counters.refused.add(1);
     io.shared.counters.refused_bodies.add(1);
     core.consumed_here(len);
+    if core.session.recv.is_none() {
+        // A foreign protocol: nothing of ours may go into its stream.
+        return;
+    }
     let header = core.control_header(Kind::Refused, 0);
     core.controls.push((header, control::encode_refused(seq, text).into()));
     core.make_ready(io);

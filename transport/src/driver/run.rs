@@ -1,4 +1,4 @@
-//! The loop: turns, waiting, and the ritual of going to sleep.
+//! The loop: turns, waiting, and the dispatcher that a thread drives itself.
 
 use std::{
     cell::{Cell, RefCell},
@@ -6,17 +6,13 @@ use std::{
     marker::PhantomData,
     pin::pin,
     rc::Rc,
-    sync::atomic::Ordering,
     task::{Poll, Waker},
     time::{Duration, Instant},
 };
 
 use super::{
-    CURRENT, CURRENT_ID, Command, Current, SHUTDOWN_GRACE,
-    conn::Link,
-    io::{Core, Io, Source, Timer, WorkerSlot},
-    opening::NO_TOKEN,
-    receive,
+    CURRENT, CURRENT_ID, Command, Current, OWN, SHUTDOWN_GRACE,
+    io::{Core, Io, Timer, WorkerSlot},
     tasks::{RootWaker, Tasks, poll_root},
 };
 use crate::{
@@ -25,22 +21,11 @@ use crate::{
     connection::unpack,
     dispatcher,
     event::poller::{Key, Poller},
-    proto::header::{self, Kind},
     queue,
-    ucx::{Armed, Event, Worker},
 };
 
-/// Calls of progress in one turn before sockets and queues are looked at.
-const PROGRESS_PER_TURN: usize = 64;
-/// UCX events taken in one turn.
-const EVENTS_PER_TURN: usize = 1024;
-/// Idle turns of a spinning loop between two looks at the clock and the sockets while UCX is in use: epoll costs as
-/// much as ten empty turns of UCX over shared memory.
-const SPINS_PER_POLL: u32 = 16;
 /// Connections served in one turn.
 const SERVED_PER_TURN: usize = 256;
-/// A worker's descriptor that stays ready although progress finds nothing is believed this often in a row.
-const USELESS_EDGES: u32 = 3;
 
 /// A dispatcher that this thread drives itself: with [`LocalDispatcher::block_on`] a call needs no hand-over between
 /// threads.
@@ -88,7 +73,9 @@ impl LocalDispatcher {
         let tasks = Tasks::new(shared.clone());
         let ready = tasks.ready.clone();
         let (core, tasks) = (Rc::new(RefCell::new(core)), Rc::new(RefCell::new(tasks)));
-        Ok(Self { current: Current { shared, core, tasks, ready }, not_send: PhantomData })
+        let current = Current { shared, core, tasks, ready };
+        OWN.with_borrow_mut(|own| own.push(current.clone()));
+        Ok(Self { current, not_send: PhantomData })
     }
 
     /// A handle for any thread.
@@ -134,17 +121,20 @@ impl LocalDispatcher {
     /// One round of everything that is ready.
     #[inline]
     fn turn(&self) -> bool {
-        let polled = Tasks::run(&self.current.tasks);
-        let spawned;
-        let worked = {
-            let mut core = self.current.core.borrow_mut();
-            let worked = core.turn();
-            spawned = core.take_commands();
-            worked | spawned.any
-        };
-        for make in spawned.tasks {
-            let future = make();
-            self.current.tasks.borrow_mut().spawn(future);
+        let shared = &self.current.shared;
+        // Asking a queue whether it is empty is much cheaper than popping from it: no fence.
+        let has_tasks = !shared.woken_tasks.is_empty() || !self.current.ready.borrow().is_empty();
+        let polled = has_tasks && Tasks::run(&self.current.tasks);
+        let mut core = self.current.core.borrow_mut();
+        let mut worked = core.turn();
+        if !shared.commands.is_empty() {
+            let spawned = core.take_commands();
+            drop(core);
+            worked |= spawned.any;
+            for make in spawned.tasks {
+                let future = make();
+                self.current.tasks.borrow_mut().spawn(future);
+            }
         }
         polled | worked
     }
@@ -207,12 +197,22 @@ impl LocalDispatcher {
     /// What the tokio adapter is made of: one turn, with this thread marked as the dispatcher's.
     #[cfg(feature = "tokio")]
     pub(super) fn guarded_turn(&self) -> bool {
+        let worked = self.guarded(|| self.turn());
+        let counters = &self.current.shared.counters;
+        counters.turns.add(1);
+        counters.turns_with_work.add(u64::from(worked));
+        worked
+    }
+
+    /// Does something with this thread marked as the dispatcher's.
+    #[cfg(feature = "tokio")]
+    pub(super) fn guarded<R>(&self, act: impl FnOnce() -> R) -> R {
         let _running = Running::enter(&self.current);
-        self.turn()
+        act()
     }
 
     #[cfg(feature = "tokio")]
-    pub(super) fn parts(&self) -> (&Arc<dispatcher::Shared>, &Rc<RefCell<Core>>) {
+    pub(super) fn parts(&self) -> (&std::sync::Arc<dispatcher::Shared>, &Rc<RefCell<Core>>) {
         (&self.current.shared, &self.current.core)
     }
 
@@ -225,6 +225,8 @@ impl LocalDispatcher {
 impl Drop for LocalDispatcher {
     fn drop(&mut self) {
         let Current { shared, core, tasks, .. } = &self.current;
+        // Its thread may be ending.
+        let _ = OWN.try_with(|own| own.borrow_mut().retain(|c| c.shared.id != shared.id));
         shared.stop();
         let running = Running::try_enter(&self.current);
         let error = Error::new(ErrorKind::Stopped, "the dispatcher has stopped");
@@ -236,7 +238,7 @@ impl Drop for LocalDispatcher {
         core.borrow_mut().end_all(&error);
         drop(running);
         let mut core = core.borrow_mut();
-        core.io.timers = crate::event::timer::Timers::new();
+        let timers = std::mem::replace(&mut core.io.timers, crate::event::timer::Timers::new());
         if let WorkerSlot::Ready { worker, source } = std::mem::replace(&mut core.io.worker, WorkerSlot::Unused) {
             core.io.poller.remove(&worker.event_fd());
             core.io.sources.remove(source);
@@ -247,6 +249,13 @@ impl Drop for LocalDispatcher {
         core.io.ops.clear();
         core.io.publish(0);
         shared.counters.listeners.set(0);
+        std::mem::drop(core);
+        // Wakers are foreign code: nothing is borrowed while they run.
+        for timer in timers.into_values() {
+            if let Timer::Sleep(state) = timer {
+                state.fire();
+            }
+        }
     }
 }
 
@@ -317,11 +326,14 @@ impl Core {
     fn turn(&mut self) -> bool {
         let mut worked = self.progress();
         worked |= self.take_events();
-        if self.io.due_for_poll() {
+        worked |= self.read_hot();
+        if self.io.due_for_poll(worked) {
             self.update_clock();
             worked |= self.poll(Some(Duration::ZERO));
             worked |= self.fire_timers();
             self.io.publish(self.conns.len());
+            self.io.replace_stuck_worker();
+            self.close_spares();
         }
         worked |= self.serve_ready();
         while let Some((key, error)) = self.io.doomed.pop() {
@@ -331,188 +343,17 @@ impl Core {
         worked
     }
 
-    /// Lets UCX work until nothing is left, or the turn is long enough.
-    pub(super) fn progress(&mut self) -> bool {
-        let Some(worker) = self.io.live_worker() else { return false };
-        let mut worked = false;
-        for _ in 0..PROGRESS_PER_TURN {
-            if worker.progress() == 0 {
-                break;
-            }
-            worked = true;
+    /// Endpoints that a handshake made for others go when no handshake is left that may ask for them.
+    fn close_spares(&mut self) {
+        if self.io.pairing.has_spares() && self.conns.values().all(|conn| conn.link.is_open()) {
+            self.io.close_spares();
         }
-        worked
-    }
-
-    /// Acts on what UCX's callbacks have left.
-    pub(super) fn take_events(&mut self) -> bool {
-        for taken in 0..EVENTS_PER_TURN {
-            let Some(event) = self.io.live_worker().and_then(Worker::poll_event) else { return taken > 0 };
-            match event {
-                Event::Message { header, data, .. } => self.on_message(&header, data),
-                Event::Announced { header, rndv, .. } => self.on_announced(&header, rndv),
-                Event::SendDone { token: NO_TOKEN, .. } => {}
-                Event::SendDone { token, result } => self.on_sent(token, result),
-                Event::FetchDone { token, buf, result } => self.on_fetch_done(token, buf, result),
-                Event::EndpointFailed { ep, error } => self.on_endpoint_failed(ep, error),
-                Event::ConnRequest { request, .. } => drop(request),
-            }
-        }
-        true
-    }
-
-    #[inline]
-    fn on_message(&mut self, bytes: &[u8], data: bytes::Bytes) {
-        let Ok((header, inline)) = header::decode_with_head(bytes) else { return self.stale("an undecodable header") };
-        let key = Key { index: header.conn, generation: header.generation };
-        let Some(conn) = self.conns.get_mut(key) else { return self.stale("no such connection") };
-        conn.core.heard(self.io.now);
-        conn.core.reassure(&mut self.io);
-        let link = match &mut conn.link {
-            Link::Ucx(link) => link,
-            Link::Opening(_) => return self.on_early_message(key, header, inline, data),
-            Link::Tcp(_) | Link::Mem(_) => return self.stale("the connection does not use ucx"),
-        };
-        use crate::backend::Backend as _;
-        let given = match header.credit {
-            Some(credit) => {
-                let given = link.give(credit);
-                conn.core.make_ready(&mut self.io);
-                given
-            }
-            None => Ok(()),
-        };
-        let (core, io) = (&mut conn.core, &mut self.io);
-        let result = given.and_then(|()| match header.kind {
-            Kind::Data => {
-                let result = link.on_data(core, io, &header, inline, data);
-                core.shared.reader.wake();
-                result
-            }
-            Kind::Head => link.on_head(core, io, header.seq, data),
-            // A repeated proof is harmless: the peer opened on the strength of ours.
-            Kind::Prove | Kind::Proved => Ok(()),
-            _ => receive::control(core, io, &mut **link, &header, &data),
-        });
-        match result {
-            Err(error) => self.end(key, error),
-            Ok(()) if header.kind == Kind::Data && core.session.life.is_open() => {}
-            Ok(()) => self.settle(key),
-        }
-    }
-
-    /// A message for a connection that is not open: a proof, or data that overtook the peer's READY.
-    fn on_early_message(&mut self, key: Key, header: header::FrameHeader, inline: &[u8], data: bytes::Bytes) {
-        let kind = header.kind;
-        self.opening_step(key, |opening, core, io| opening.on_proof(core, io, kind));
-        let is_open = self.conns.get(key).is_some_and(|c| matches!(c.link, Link::Ucx(_)));
-        if is_open && !matches!(kind, Kind::Prove | Kind::Proved) {
-            let mut bytes = [0; header::MAX_HEADER];
-            let len = header.encode(&mut bytes);
-            self.on_message(&[&bytes[..len], inline].concat(), data);
-        }
-    }
-
-    fn on_announced(&mut self, bytes: &[u8], rndv: crate::ucx::Rendezvous) {
-        let Ok((header, inline)) = header::decode_with_head(bytes) else { return self.stale("an undecodable header") };
-        let key = Key { index: header.conn, generation: header.generation };
-        let is_data = matches!(header.kind, Kind::Data | Kind::Head);
-        if let Some(conn) = self.conns.get(key)
-            && !conn.link.is_open()
-            && is_data
-        {
-            self.opening_step(key, |opening, core, io| opening.on_proof(core, io, Kind::Data));
-        }
-        let Some(conn) = self.conns.get_mut(key) else { return self.stale("no such connection") };
-        let Link::Ucx(link) = &mut conn.link else { return self.stale("the connection does not use ucx") };
-        conn.core.heard(self.io.now);
-        use crate::backend::Backend as _;
-        let (core, io) = (&mut conn.core, &mut self.io);
-        let given = header.credit.map_or(Ok(()), |credit| {
-            core.make_ready(io);
-            link.give(credit)
-        });
-        let result = given.and_then(|()| {
-            if is_data {
-                let result = link.on_announced(core, io, &header, inline, rndv);
-                core.shared.reader.wake();
-                return result;
-            }
-            Err(Error::new(ErrorKind::Protocol, format!("a {:?} frame by rendezvous", header.kind)))
-        });
-        match result {
-            Ok(()) => self.settle(key),
-            Err(error) => self.end(key, error),
-        }
-    }
-
-    #[cold]
-    fn stale(&mut self, why: &str) {
-        self.io.shared.counters.stale_messages.add(1);
-        tracing::debug!(why, "ucx message dropped");
-    }
-
-    fn on_endpoint_failed(&mut self, ep: crate::ucx::EndpointId, error: Error) {
-        let is_it = |link: &Link| match link {
-            Link::Ucx(link) => link.ep == ep,
-            Link::Opening(opening) => opening.endpoint() == Some(ep),
-            Link::Tcp(_) | Link::Mem(_) => false,
-        };
-        let found = self.conns.keys().into_iter().find(|k| self.conns.get(*k).is_some_and(|c| is_it(&c.link)));
-        let Some(key) = found else { return };
-        if self.conns.get(key).is_some_and(|c| c.link.is_open()) {
-            self.end(key, error);
-        } else {
-            self.opening_step(key, |opening, _, io| opening.on_ucx_failed(io, &error));
-        }
-    }
-
-    /// Takes edges and acts on them.
-    pub(super) fn poll(&mut self, timeout: Option<Duration>) -> bool {
-        if let Err(error) = self.io.poller.poll(timeout) {
-            tracing::error!(%error, "the poller failed");
-            return false;
-        }
-        self.take_edges()
-    }
-
-    pub(super) fn take_edges(&mut self) -> bool {
-        let mut edges = std::mem::take(&mut self.io.edges);
-        self.io.poller.take(&mut edges);
-        let worked = !edges.is_empty();
-        for edge in edges.drain(..) {
-            match self.io.sources.get(edge.key).copied() {
-                Some(Source::Socket(key)) => self.on_socket(key, &edge),
-                Some(Source::Pipe(key)) => self.on_pipe(key, edge.key),
-                Some(Source::Listener(key)) => self.accept(key),
-                // Progress does the work; the edge has done its part by ending the sleep.
-                Some(Source::Worker) | None => {}
-            }
-        }
-        self.io.edges = edges;
-        worked
-    }
-
-    pub(super) fn fire_timers(&mut self) -> bool {
-        let mut worked = false;
-        while let Some(timer) = self.io.timers.pop(self.io.now) {
-            worked = true;
-            match timer {
-                Timer::Connection(key) => self.on_connection_timer(key),
-                Timer::Listener(key) => self.on_listener_timer(key),
-                Timer::Sleep(state) => {
-                    state.fired.store(true, Ordering::Release);
-                    state.waker.wake();
-                }
-            }
-        }
-        worked
     }
 
     /// Serves connections from the ready ring and the local list, in turn.
     fn serve_ready(&mut self) -> bool {
         let mut served = 0;
-        while served < SERVED_PER_TURN {
+        while served < SERVED_PER_TURN && !self.ring.is_empty() {
             let Some(packed) = self.ring.pop() else { break };
             served += 1;
             self.serve(unpack(packed));
@@ -534,19 +375,17 @@ impl Core {
             match command {
                 Command::Connect { half, address, resolved } => self.connect(half, address, resolved),
                 Command::Listen { listener, socket } => self.listen(listener, socket),
+                Command::ListenCm { ask, reply } => drop(reply.send(self.listen_cm(*ask))),
                 Command::Unlisten { listener } => self.unlisten(&listener),
                 Command::ResumeAccept { listener } => self.resume_accept(&listener),
                 Command::Adopt { listener, stream } => self.adopt_stream(&listener, stream),
                 Command::AdoptMem { listener, peer } => self.adopt_mem(&listener, peer),
                 Command::MemAnswer { to, peer } => self.on_mem_answer(to, peer),
-                Command::Pipe { shared, pipe } => self.add_pipe(&shared, pipe),
+                Command::Pipe { shared } => self.add_pipes(&shared),
                 Command::Fetch { connection, id, reply } => self.fetch(connection, id, reply),
                 Command::Spawn(make) => spawned.tasks.push(make),
-                Command::Sleep { at, state } => {
-                    if !state.dropped.load(Ordering::Acquire) {
-                        self.io.timers.insert(at, Timer::Sleep(state));
-                    }
-                }
+                Command::Sleep(state) => self.arm_sleep(state),
+                Command::CancelSleep(state) => self.cancel_sleep(&state),
             }
         }
         spawned
@@ -558,161 +397,5 @@ impl Core {
         if let Err(error) = backend.fetch(&mut conn.core, &mut self.io, id, reply) {
             self.end(key, error);
         }
-    }
-
-    /// Whether any queue that others fill has something. Part of the sleep ritual.
-    fn has_queued_work(&self) -> bool {
-        !self.ring.is_empty()
-            || !self.io.ready.is_empty()
-            || !self.io.shared.commands.is_empty()
-            || !self.io.shared.woken_tasks.is_empty()
-            || !self.io.doomed.is_empty()
-    }
-
-    /// Goes to sleep, by the ritual: announce, look at every queue, arm UCX, let it work once more, make sure that no
-    /// edge of its descriptor was used up, commit, sleep.
-    fn sleep(&mut self, woken: &dyn Fn() -> bool) {
-        let shared = self.io.shared.clone();
-        let counters = &shared.counters;
-        counters.arms.add(1);
-        shared.wake.begin_arming();
-        if woken() || self.has_queued_work() {
-            counters.arm_queue_busy.add(1);
-            return shared.wake.wake_up();
-        }
-        if !self.arm() {
-            return shared.wake.wake_up();
-        }
-        if !shared.wake.commit_sleep() {
-            counters.commit_refused.add(1);
-            return shared.wake.wake_up();
-        }
-        self.update_clock();
-        let detector = shared.config.detector.max(Duration::from_millis(1));
-        let timer = self.io.timers.next().map(|at| at.saturating_duration_since(self.io.now));
-        let timeout = timer.map_or(detector, |t| t.min(detector));
-        counters.sleeps.add(1);
-        let result = self.io.poller.poll(Some(timeout));
-        shared.wake.wake_up();
-        if let Err(error) = result {
-            tracing::error!(%error, "the poller failed");
-        }
-        self.update_clock();
-        self.after_sleep(timer.is_some_and(|t| t <= detector));
-    }
-
-    /// Says why the sleep ended, and acts on it.
-    fn after_sleep(&mut self, by_timer: bool) {
-        let mut edges = std::mem::take(&mut self.io.edges);
-        self.io.poller.take(&mut edges);
-        let counters = &self.io.shared.counters;
-        for edge in &edges {
-            match self.io.sources.get(edge.key) {
-                Some(Source::Worker) => counters.wakes_by_ucx.add(1),
-                _ if edge.key == Key::WAKER => counters.wakes_by_waker.add(1),
-                _ => counters.wakes_by_io.add(1),
-            }
-        }
-        let silent = edges.is_empty();
-        self.io.edges = edges;
-        if silent && by_timer {
-            counters.wakes_by_timer.add(1);
-        } else if silent {
-            counters.detector_timeouts.add(1);
-            self.detect();
-        }
-        let mut edges = std::mem::take(&mut self.io.edges);
-        for edge in edges.drain(..) {
-            match self.io.sources.get(edge.key).copied() {
-                Some(Source::Socket(key)) => self.on_socket(key, &edge),
-                Some(Source::Pipe(key)) => self.on_pipe(key, edge.key),
-                Some(Source::Listener(key)) => self.accept(key),
-                Some(Source::Worker) | None => {}
-            }
-        }
-        self.io.edges = edges;
-        self.fire_timers();
-    }
-
-    /// The safety timeout ended a sleep: is there work that nothing announced? What arrives just now announces itself,
-    /// so the poller is asked before and after.
-    fn detect(&mut self) {
-        if self.has_pending_edges() {
-            return;
-        }
-        let queued = self.has_queued_work();
-        let found = queued || self.progress();
-        if !found || (!queued && self.has_pending_edges()) {
-            return;
-        }
-        self.io.shared.counters.wake_detector_hits.add(1);
-        tracing::error!(dispatcher = self.io.shared.id, queued, "a wake-up was lost: please report this");
-    }
-
-    fn has_pending_edges(&mut self) -> bool {
-        if self.io.poller.poll(Some(Duration::ZERO)).is_err() {
-            return true;
-        }
-        let mut edges = std::mem::take(&mut self.io.edges);
-        let before = edges.len();
-        self.io.poller.take(&mut edges);
-        let any = edges.len() > before;
-        self.io.edges = edges;
-        any
-    }
-
-    /// Arms UCX; `false` means that there is work.
-    fn arm(&mut self) -> bool {
-        let WorkerSlot::Ready { worker, .. } = &mut self.io.worker else { return true };
-        let counters = &self.io.shared.counters;
-        match worker.arm() {
-            Ok(Armed::Ok) => {}
-            Ok(Armed::Busy) => {
-                counters.arm_ucx_busy.add(1);
-                return false;
-            }
-            Err(error) => {
-                tracing::error!(%error, "the ucx worker cannot be armed");
-                return false;
-            }
-        }
-        // Over verbs a completion between the last progress and the arming raises no event.
-        if worker.progress() != 0 {
-            counters.arm_progress_found.add(1);
-            return false;
-        }
-        // Over tcp UCX's arm never says busy, and the edge of a socket that progress left readable may be used up.
-        if is_readable(worker.event_fd()) {
-            counters.arm_edge_ready.add(1);
-            self.io.useless_edges += 1;
-            if self.io.useless_edges <= USELESS_EDGES {
-                return false;
-            }
-        }
-        self.io.useless_edges = 0;
-        true
-    }
-}
-
-/// Whether a descriptor is readable now.
-fn is_readable(fd: std::os::fd::BorrowedFd<'_>) -> bool {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    let mut fds = [PollFd::new(&fd, PollFlags::IN)];
-    poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|n| n > 0)
-}
-
-impl Io {
-    /// Whether this turn looks at the clock and the sockets.
-    #[inline]
-    fn due_for_poll(&mut self) -> bool {
-        if !matches!(self.worker, WorkerSlot::Ready { .. }) {
-            return true;
-        }
-        self.turns_to_poll = self.turns_to_poll.saturating_sub(1);
-        if self.turns_to_poll == 0 {
-            self.turns_to_poll = SPINS_PER_POLL;
-            return true;
-        }
-        false
     }
 }

@@ -65,19 +65,26 @@ impl Numbering {
     }
 
     /// The next frame for which there is credit.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Limit`] for a frame that was taken before the peer's limits were known, and is above them.
     #[inline]
-    pub(crate) fn next(&mut self, queue: &mut Receiver<Outgoing>, shared: &Shared) -> Option<Outgoing> {
+    pub(crate) fn next(&mut self, queue: &mut Receiver<Outgoing>, shared: &Shared) -> Result<Option<Outgoing>> {
         let stalled = self.stalled.take();
         let was_stalled = stalled.is_some();
-        let out = stalled.or_else(|| queue.pop())?;
-        if self.take_credit(out.frame.len()) {
-            return Some(out);
+        let Some(out) = stalled.or_else(|| queue.pop()) else { return Ok(None) };
+        let len = out.frame.len();
+        if let Some(error) = connection::too_large(shared, &out.frame, len) {
+            return Err(error);
+        }
+        if self.take_credit(len) {
+            return Ok(Some(out));
         }
         if !was_stalled {
             shared.counters.credit_stalls.add_shared(1);
         }
         self.stalled = Some(out);
-        None
+        Ok(None)
     }
 
     #[inline]
@@ -135,11 +142,13 @@ pub(crate) struct SendHalf {
     waiting: VecDeque<(u64, Completion)>,
     put: u64,
     done: u64,
+    /// The connection has ended: nothing that is put here would go anywhere, nor complete.
+    closed: bool,
 }
 
 impl SendHalf {
     pub(crate) fn new(numbering: Numbering, writer: Writer, stream: Arc<Stream>, native: bool) -> Self {
-        Self { numbering, writer, stream, native, waiting: VecDeque::new(), put: 0, done: 0 }
+        Self { numbering, writer, stream, native, waiting: VecDeque::new(), put: 0, done: 0, closed: false }
     }
 
     /// Puts a data frame into the writer.
@@ -158,6 +167,24 @@ impl SendHalf {
         }
     }
 
+    /// Writes a data frame at once; nothing may be queued. What the kernel does not take is queued.
+    pub(crate) fn send_now(&mut self, out: Outgoing, credit: Option<Credit>) -> Result<FlushEnd> {
+        let (mut bytes, mut len) = ([0; MAX_HEADER], 0);
+        if self.native {
+            let body = out.frame.body.len();
+            len = self.numbering.header(&out.frame, body, credit).encode(&mut bytes);
+        } else {
+            self.numbering.next = self.numbering.next.wrapping_add(1);
+        }
+        self.put += 1;
+        if let Some(done) = out.done {
+            self.waiting.push_back((self.put, done));
+        }
+        let end = self.writer.send_now(&self.stream, &bytes[..len], out.frame.head, out.frame.body)?;
+        self.tell_done();
+        Ok(end)
+    }
+
     /// Puts a control frame into the writer, ahead of data.
     pub(crate) fn put_control(&mut self, header: FrameHeader, payload: &[u8]) {
         let mut bytes = [0; MAX_HEADER];
@@ -168,21 +195,26 @@ impl SendHalf {
     /// Writes what the kernel takes, and tells the completions of what it took.
     pub(crate) fn flush(&mut self, budget: &mut usize) -> Result<FlushEnd> {
         let end = self.writer.flush(&self.stream, budget)?;
+        self.tell_done();
+        Ok(end)
+    }
+
+    fn tell_done(&mut self) {
         self.done += self.writer.frames_done();
         while self.waiting.front().is_some_and(|(number, _)| *number <= self.done) {
             if let Some((_, done)) = self.waiting.pop_front() {
                 done.complete(Ok(()));
             }
         }
-        Ok(end)
     }
 
     pub(crate) fn is_idle(&self) -> bool {
         self.writer.pending_bytes() == 0 && !self.numbering.is_stalled()
     }
 
-    /// Lets go of everything unsent.
+    /// Lets go of everything unsent, and takes nothing more.
     pub(crate) fn clear(&mut self) {
+        self.closed = true;
         self.numbering.drop_stalled();
         self.waiting.clear();
         self.writer = Writer::new(&crate::tcp::Mode::Native);
@@ -200,14 +232,14 @@ pub(super) fn by_caller(shared: &connection::Shared, outgoing: Outgoing, len: u6
         Ok(half) => half,
         Err(TryLockError::WouldBlock | TryLockError::Poisoned(_)) => return Err(outgoing),
     };
-    if !shared.queue.is_empty() || !half.is_idle() || !half.numbering.take_credit(len) {
+    // The phase again, under the lock: whoever says goodbye or ends the connection counts under it what was sent.
+    let open = shared.phase() == Phase::Open && !half.closed;
+    if !open || !shared.queue.is_empty() || !half.is_idle() || !half.numbering.take_credit(len) {
         return Err(outgoing);
     }
     count_sent(shared, len);
-    shared.counters.written_by_caller.add_shared(1);
-    half.put(outgoing, None);
-    let mut budget = shared.dispatcher.config.turn_bytes;
-    match half.flush(&mut budget) {
+    shared.counters.written_by_caller.add(1);
+    match half.send_now(outgoing, None) {
         // What is left goes on at the writable edge that a full socket makes.
         Ok(FlushEnd::Done | FlushEnd::WouldBlock) => {}
         // The dispatcher goes on, or finds the error for itself.
@@ -219,10 +251,10 @@ pub(super) fn by_caller(shared: &connection::Shared, outgoing: Outgoing, len: u6
     Ok(())
 }
 
-/// Counts a data frame. Several threads may do so on a stream connection.
+/// Counts a data frame. On a stream connection several threads send, each under the send half's lock: one at a time.
 pub(crate) fn count_sent(shared: &Shared, len: u64) {
-    shared.counters.frames_sent.add_shared(1);
-    shared.counters.bytes_sent.add_shared(len);
+    shared.counters.frames_sent.add(1);
+    shared.counters.bytes_sent.add(len);
 }
 
 impl Core {
@@ -237,6 +269,7 @@ impl Core {
             super::conn::Link::Opening(_) => return Err(outgoing),
             super::conn::Link::Tcp(link) => link.send_now(&mut conn.core, outgoing, len)?,
             super::conn::Link::Ucx(link) => link.send_now(&mut conn.core, &mut self.io, outgoing, len)?,
+            super::conn::Link::Cm(link) => link.send_now(&mut conn.core, &mut self.io, outgoing, len)?,
             super::conn::Link::Mem(link) => link.send_now(&mut conn.core, outgoing, len)?,
         };
         if let Err(error) = result {
@@ -250,6 +283,11 @@ impl Core {
         let Some(conn) = self.conns.get_mut(key) else { return };
         conn.core.is_ready = false;
         conn.core.shared.announce.begin_drain();
+        if conn.core.shared.end().is_some() {
+            // It lingers for its last word: there is nothing more to send, and what failed now would cut it short. A wish
+            // to abort is still one.
+            return self.settle(key);
+        }
         if let Err(error) = conn.serve(&mut self.io) {
             self.end(key, error);
         } else {
@@ -297,4 +335,43 @@ impl ConnCore {
 /// Locks a send half; a caller that panicked inside left nothing half-done that matters more than going on.
 pub(crate) fn lock(half: &Mutex<SendHalf>) -> std::sync::MutexGuard<'_, SendHalf> {
     half.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        ConnectionConfig, DispatcherConfig, LocalDispatcher,
+        connection::DriverHalf,
+        tcp::{FlushEnd, Mode},
+    };
+
+    /// An open connection over a socket pair, without a driver.
+    fn open(local: &LocalDispatcher) -> (crate::Connection, DriverHalf, Arc<Mutex<SendHalf>>, mio::net::UnixStream) {
+        let (connection, half) = connection::new(local.handle().shared, ConnectionConfig::default());
+        let (ours, theirs) = mio::net::UnixStream::pair().expect("pair");
+        let numbering = Numbering::new(Key { index: 1, generation: 1 }, None);
+        let send = SendHalf::new(numbering, Writer::new(&Mode::Native), Arc::new(Stream::Unix(ours)), true);
+        let send = Arc::new(Mutex::new(send));
+        assert!(half.shared.direct.set(send.clone()).is_ok());
+        half.shared.advance(Phase::Open);
+        (connection, half, send, theirs)
+    }
+
+    fn outgoing() -> Outgoing {
+        Outgoing { frame: Frame::from(&b"frame"[..]), done: None }
+    }
+
+    #[test]
+    fn a_caller_that_comes_too_late_gets_its_frame_back() {
+        let local = LocalDispatcher::new(DispatcherConfig::default()).expect("dispatcher");
+        let (_connection, half, send, _theirs) = open(&local);
+        assert!(by_caller(&half.shared, outgoing(), 5).is_ok());
+        // The connection ends between the caller's look at its phase and its lock: what it put into the writer then
+        // would stay there, and its completion would never come.
+        lock(&send).clear();
+        assert!(by_caller(&half.shared, outgoing(), 5).is_err());
+        let mut all = usize::MAX;
+        assert_eq!(lock(&send).flush(&mut all).expect("nothing to write"), FlushEnd::Done);
+    }
 }

@@ -55,6 +55,10 @@ impl<T> Table<T> {
         self.len
     }
 
+    pub(crate) fn values(&self) -> impl Iterator<Item = &T> {
+        self.entries.iter().filter_map(|entry| entry.value.as_ref())
+    }
+
     pub(crate) fn keys(&self) -> Vec<Key> {
         let live = self.entries.iter().enumerate().filter(|(_, e)| e.value.is_some());
         live.map(|(i, e)| Key { index: i as u32, generation: e.generation }).collect()

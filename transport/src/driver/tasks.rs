@@ -13,8 +13,11 @@ use std::{
     task::{Context, Poll, Wake, Waker},
 };
 
-use super::table::Table;
-use crate::{dispatcher, event::poller::Key};
+use super::{io::Timer, table::Table};
+use crate::{
+    dispatcher::{self, SleepState},
+    event::{poller::Key, timer::TimerId},
+};
 
 pub(crate) type LocalFuture = Pin<Box<dyn Future<Output = ()>>>;
 
@@ -153,6 +156,21 @@ impl Tasks {
     }
 }
 
+impl super::Core {
+    /// Arms the timer of a [`crate::Sleep`], unless nobody waits for it any more.
+    pub(super) fn arm_sleep(&mut self, state: Arc<SleepState>) {
+        if state.try_arm() {
+            let id = self.io.timers.insert(state.at, Timer::Sleep(state.clone()));
+            state.number.store(id.number(), Ordering::Relaxed);
+        }
+    }
+
+    /// Takes the timer back.
+    pub(super) fn cancel_sleep(&mut self, state: &SleepState) {
+        self.io.timers.cancel(TimerId::new(state.at, state.number.load(Ordering::Relaxed)));
+    }
+}
+
 /// The waker of a `block_on` future.
 pub(crate) struct RootWaker {
     woken: AtomicBool,
@@ -181,8 +199,11 @@ impl Wake for RootWaker {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        self.woken.store(true, Ordering::SeqCst);
-        if !super::is_current(self.dispatcher.id) {
+        if super::is_current(self.dispatcher.id) {
+            // The loop that looks at it is this thread.
+            self.woken.store(true, Ordering::Relaxed);
+        } else {
+            self.woken.store(true, Ordering::SeqCst);
             self.dispatcher.nudge();
         }
     }

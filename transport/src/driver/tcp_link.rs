@@ -77,36 +77,38 @@ impl TcpLink {
             return Err(outgoing);
         }
         count_sent(&core.shared, len);
-        half.put(outgoing, core.credit_due(Urgency::Piggyback));
-        let mut budget = usize::MAX;
-        Ok(half.flush(&mut budget).map(drop))
+        Ok(half.send_now(outgoing, core.credit_due(Urgency::Piggyback)).map(drop))
     }
 
-    /// Reads until the socket is empty or the turn's budget is spent.
-    pub(super) fn read(&mut self, core: &mut ConnCore, io: &mut Io) -> Result<()> {
+    /// Reads until the socket is empty or the turn's budget is spent; whether there was anything.
+    pub(super) fn read(&mut self, core: &mut ConnCore, io: &mut Io) -> Result<bool> {
         self.unread = true;
         self.read_again(core, io)
     }
 
-    /// Goes on reading, if something stopped it before the socket was empty.
-    pub(super) fn read_again(&mut self, core: &mut ConnCore, io: &mut Io) -> Result<()> {
+    /// Goes on reading, if something stopped it before the socket was empty; whether there was anything.
+    pub(super) fn read_again(&mut self, core: &mut ConnCore, io: &mut Io) -> Result<bool> {
         self.retry_quota(core, io);
         if !self.unread || self.waiting.is_some() || self.eof {
-            return Ok(());
+            return Ok(false);
         }
-        if !self.native && core.deliver.bytes() >= core.config.recv_window_bytes {
+        let full = |core: &ConnCore| {
+            core.deliver.bytes() >= core.config.recv_window_bytes
+                || core.deliver.len() >= core.config.recv_window_frames as usize
+        };
+        if !self.native && full(core) {
             self.throttled = true;
-            return Ok(());
+            return Ok(false);
         }
         self.throttled = false;
-        let mut budget = io.shared.config.turn_bytes.max(1);
+        let all = io.shared.config.turn_bytes.max(1);
+        let mut budget = all;
         let mut scratch = std::mem::take(&mut io.scratch);
         let before = core.shared.counters.frames_received.get();
         let mut sink = StreamSink {
             core,
             io,
             link: Parts { waiting: &mut self.waiting, fetching: &mut self.fetching },
-            header: None,
             controls: Vec::new(),
             granted: None,
         };
@@ -116,8 +118,11 @@ impl TcpLink {
         if core.shared.counters.frames_received.get() != before {
             core.shared.reader.wake();
         }
-        core.heard(io.now);
-        core.reassure(io);
+        let heard = budget < all;
+        if heard {
+            core.heard(io.now);
+            core.reassure(io);
+        }
         if let Some(credit) = granted {
             lock(&self.half).numbering.give(credit)?;
             core.make_ready(io);
@@ -129,9 +134,29 @@ impl TcpLink {
             ReadEnd::Drained => self.unread = false,
             ReadEnd::Budget => core.make_ready(io),
             ReadEnd::Paused => {}
-            ReadEnd::Eof { mid_frame } => self.on_eof(mid_frame)?,
+            ReadEnd::Eof { mid_frame } => {
+                self.on_eof(mid_frame)?;
+                return Ok(true);
+            }
         }
-        Ok(())
+        Ok(heard)
+    }
+
+    /// Ends the stream after what the writer has begun; what waits in the queue is dropped. Until then it is called
+    /// again with every edge.
+    pub(super) fn last_word(&mut self, core: &mut ConnCore) {
+        core.queue.close();
+        while core.queue.pop().is_some() {}
+        let mut half = lock(&self.half);
+        half.numbering.drop_stalled();
+        if half.writer.pending_bytes() == 0 {
+            let _ = self.stream.shutdown(std::net::Shutdown::Write);
+        }
+    }
+
+    /// Whether a body waits for a decision or for memory: nothing behind it is read, the peer's pings neither.
+    pub(super) fn is_paused(&self) -> bool {
+        self.waiting.is_some()
     }
 
     fn on_eof(&mut self, mid_frame: bool) -> Result<()> {
@@ -162,8 +187,13 @@ impl Backend for TcpLink {
         let mut budget = Budget::of(&core.shared);
         // Small frames gather in the writer; it is flushed when enough for one system call is there.
         const GATHER: u64 = 64 << 10;
+        // Who sends is told `Full` by the queue: while the socket takes nothing, nothing may be taken out of it.
+        let mut bytes = usize::MAX;
+        if half.writer.pending_bytes() >= GATHER && half.flush(&mut bytes)? == FlushEnd::WouldBlock {
+            return Ok(Pumped::Rest);
+        }
         while !budget.is_spent() {
-            let Some(out) = half.numbering.next(&mut core.queue, &core.shared) else { break };
+            let Some(out) = half.numbering.next(&mut core.queue, &core.shared)? else { break };
             let len = out.frame.len();
             budget.spend(len);
             count_sent(&core.shared, len);
@@ -186,9 +216,18 @@ impl Backend for TcpLink {
 
     fn control(&mut self, _: &mut ConnCore, _: &mut Io, header: FrameHeader, payload: &[u8]) -> Result<()> {
         let mut half = lock(&self.half);
+        // What was left behind waits for room in the socket, whose edge will tell.
+        let blocked = half.writer.pending_bytes() > 0;
         half.put_control(header, payload);
+        if blocked {
+            if half.writer.pending_control() > MAX_UNREAD_CONTROL {
+                return Err(Error::new(ErrorKind::Limit, "the peer does not read the answers that it asks for"));
+            }
+            return Ok(());
+        }
         let mut bytes = usize::MAX;
-        half.flush(&mut bytes).map(drop)
+        half.flush(&mut bytes)?;
+        Ok(())
     }
 
     fn flush(&mut self, core: &mut ConnCore, io: &mut Io) -> Result<Pumped> {
@@ -212,6 +251,14 @@ impl Backend for TcpLink {
 
     fn sent(&self) -> u32 {
         lock(&self.half).numbering.count()
+    }
+
+    fn waits_for_credit(&self) -> bool {
+        lock(&self.half).numbering.is_stalled()
+    }
+
+    fn waits_for_pool(&self) -> bool {
+        matches!(self.waiting, Some(Waiting::Quota(_)))
     }
 
     fn fetch(&mut self, core: &mut ConnCore, io: &mut Io, id: PendingId, reply: FetchReply) -> Result<()> {
@@ -257,22 +304,25 @@ struct StreamSink<'a> {
     core: &'a mut ConnCore,
     io: &'a mut Io,
     link: Parts<'a>,
-    /// The header of the frame that is being read.
-    header: Option<FrameHeader>,
     /// Control frames, answered when the reading is done.
     controls: Vec<(FrameHeader, Bytes)>,
     granted: Option<Credit>,
 }
 
 impl StreamSink<'_> {
+    /// Whether the frames are ucrpc's own.
+    fn native(&self) -> bool {
+        self.core.session.recv.is_some()
+    }
+
     fn session(&mut self) -> &mut Session {
         &mut self.core.session
     }
-
-    fn seq(&self) -> u32 {
-        self.header.map_or(0, |h| h.seq)
-    }
 }
+
+/// Bytes of control frames that a peer may leave unread while it asks for more. Data is bounded by the queue, credit by the
+/// peer's data; answers to pings are not bounded by anything else.
+const MAX_UNREAD_CONTROL: usize = 1 << 20;
 
 /// Control frames of one read that wait to be answered. A peer that sends more without reading our answers is at fault.
 const MAX_CONTROLS: usize = 4096;
@@ -305,15 +355,15 @@ impl Sink for StreamSink<'_> {
             // On a stream the numbers can only follow one another.
             receive::in_order(self.core, header.seq)?;
         }
-        self.header = Some(header);
         Ok(head)
     }
 
-    fn place(&mut self, _: &[u8], head: &Bytes, body_len: u64) -> Result<Decision> {
+    fn place(&mut self, header: &[u8], head: &Bytes, body_len: u64) -> Result<Decision> {
         match receive::place(self.core, self.io, head, body_len)? {
             Placed::Into(buf, returned_as) => Ok(Decision::Into(Target { buf, returned_as })),
             Placed::Refuse(text) => {
-                let seq = self.seq();
+                // A foreign protocol has no numbers, nor anyone who would be told.
+                let seq = if self.native() { header::decode_exact(header)?.seq } else { 0 };
                 let len = head.len() as u64 + body_len;
                 receive::note_refusal(self.core, self.io, seq, len, &text);
                 Ok(Decision::Discard)
@@ -334,10 +384,10 @@ impl Sink for StreamSink<'_> {
         }
     }
 
-    fn on_frame(&mut self, _: &[u8], head: Bytes, body: Body) -> Result<()> {
-        if let Some(header) = self.header.take()
-            && header.kind != Kind::Data
-        {
+    fn on_frame(&mut self, header: &[u8], head: Bytes, body: Body) -> Result<()> {
+        // The frame may have begun in an earlier read: what it is stands in its own header and nowhere else.
+        if self.native() && header.first() != Some(&(Kind::Data as u8)) {
+            let header = header::decode_exact(header)?;
             if self.controls.len() >= MAX_CONTROLS {
                 return Err(Error::new(ErrorKind::Protocol, "a flood of control frames"));
             }
@@ -357,9 +407,7 @@ impl Sink for StreamSink<'_> {
         Ok(())
     }
 
-    fn on_discarded(&mut self, _: &[u8], head: Bytes) -> Result<()> {
-        self.header = None;
-        drop(head);
+    fn on_discarded(&mut self, _: &[u8], _: Bytes) -> Result<()> {
         Ok(())
     }
 }

@@ -6,6 +6,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::{
     ConnCore, Io, Pumped,
+    conn::Link,
     io::Core,
     receive::{self, Placed},
     send::{Budget, Numbering},
@@ -27,18 +28,21 @@ use crate::{
 };
 
 /// Frames up to this size, bytes, are copied into one contiguous message: cheaper than a second slice or a reference.
-const SMALL: u64 = 8 << 10;
+pub(super) const SMALL: u64 = 8 << 10;
 /// The head rides in the AM header only up to this much in all: UCX's own limit is larger and not the same everywhere.
 const MAX_INLINE: usize = 1024 - MAX_HEADER;
 /// Sends of one connection that UCX has not finished. More would only queue inside UCX, where nothing bounds them, and
 /// shared memory's arm says busy while anything is queued.
-const MAX_INFLIGHT: u32 = 48;
+pub(super) const MAX_INFLIGHT: u32 = 48;
+/// Control frames that a peer may leave unread in UCX's queues while it asks for more.
+const MAX_UNREAD_CONTROL: u32 = 16 << 10;
 
 /// From how many bytes a body goes by rendezvous, by the lane that carries it (`docs/decisions.md` has the measurements).
 pub(super) fn rendezvous_from(lanes: &str) -> u64 {
     let verbs = ["rc_", "ud_", "dc_", "ib"].iter().any(|name| lanes.contains(name));
-    let shared_memory = ["posix", "sysv", "xpmem", "cma", "knem"].iter().any(|name| lanes.contains(name));
-    match (verbs, shared_memory) {
+    // Memory that the receiver can reach by itself. Without such a lane shared memory copies fragments either way.
+    let single_copy = ["xpmem", "cma", "knem"].iter().any(|name| lanes.contains(name));
+    match (verbs, single_copy) {
         (true, _) => 16 << 10,
         (false, true) => 32 << 10,
         (false, false) => 256 << 10,
@@ -55,6 +59,8 @@ pub(crate) enum UcxOp {
     FetchHead { connection: Key, seq: u32, whole: bool },
     /// A fetch that the application asked for.
     FetchFor { connection: Key, reply: FetchReply },
+    /// A fetch of a whole message of Curve's, whose filler is dropped.
+    FetchCm { connection: Key, sn: u64, pad: u16 },
 }
 
 impl UcxOp {
@@ -63,16 +69,24 @@ impl UcxOp {
             Self::Send { connection, .. }
             | Self::Fetch { connection, .. }
             | Self::FetchHead { connection, .. }
-            | Self::FetchFor { connection, .. } => *connection,
+            | Self::FetchFor { connection, .. }
+            | Self::FetchCm { connection, .. } => *connection,
         }
     }
 }
 
-/// A rendezvous that waits: for its head, for the pool's quota, or for the application.
+/// A rendezvous that waits for the pool's quota.
 struct Waiting {
     seq: u32,
-    head: Option<Bytes>,
+    head: Bytes,
     rndv: Rendezvous,
+}
+
+/// A body whose head is still being fetched.
+struct Headless {
+    seq: u32,
+    head_len: usize,
+    body: Held,
 }
 
 /// The UCX backend's side of a connection.
@@ -91,8 +105,10 @@ pub(crate) struct UcxLink {
     rendezvous_from: u64,
     /// Rendezvous whose bodies found no place yet, oldest first.
     no_room: VecDeque<Waiting>,
-    /// Rendezvous whose heads are still being fetched.
-    headless: Vec<Waiting>,
+    /// Bodies that overtook their heads.
+    headless: Vec<Headless>,
+    /// Bytes of heads that are ahead of their bodies, fetched or being fetched.
+    early_heads: u64,
     /// Bodies that the application decides about.
     held: Vec<(PendingId, Held)>,
 }
@@ -124,6 +140,7 @@ impl UcxLink {
             rendezvous_from,
             no_room: VecDeque::new(),
             headless: Vec::new(),
+            early_heads: 0,
             held: Vec::new(),
         }
     }
@@ -280,35 +297,45 @@ impl UcxLink {
             }
             HeadPlace::InHeader => (Bytes::copy_from_slice(inline), payload),
             HeadPlace::Before => {
-                let Some(head) = take_head(core, header.seq) else {
-                    return Err(Error::new(ErrorKind::Protocol, "a body whose head did not come before it"));
+                check_head(core, head_len)?;
+                receive::admit(core, (head_len + payload.len()) as u64)?;
+                // A head by rendezvous may still be on its way when its eager body is here.
+                return match self.take_head(core, header.seq, head_len)? {
+                    Some(head) => self.on_whole(core, io, header.seq, head, payload),
+                    None => {
+                        self.headless.push(Headless { seq: header.seq, head_len, body: Held::Here(payload) });
+                        Ok(())
+                    }
                 };
-                (head, payload)
             }
         };
         check_head(core, head.len())?;
         receive::admit(core, (head.len() + body.len()) as u64)?;
+        self.on_whole(core, io, header.seq, head, body)
+    }
+
+    /// Head and body are here, and accounted for.
+    #[inline]
+    fn on_whole(&mut self, core: &mut ConnCore, io: &mut Io, seq: u32, head: Bytes, body: Bytes) -> Result<()> {
         if body.is_empty() || core.config.planner.is_none() {
-            return deliver(core, header.seq, Frame { head, body: body.into() });
+            return deliver(core, seq, Frame { head, body: body.into() });
         }
         match receive::place(core, io, &head, body.len() as u64)? {
             Placed::Into(buf, BufKind::Own) => {
                 let mut buf = buf;
                 buf.as_mut_slice().copy_from_slice(&body);
-                deliver(core, header.seq, Frame { head, body: Body::Buf(buf) })
+                deliver(core, seq, Frame { head, body: Body::Buf(buf) })
             }
             // It is in memory already: a pool buffer would only be a copy.
-            Placed::Into(_, BufKind::Bytes) | Placed::NoRoom => {
-                deliver(core, header.seq, Frame { head, body: body.into() })
-            }
+            Placed::Into(_, BufKind::Bytes) | Placed::NoRoom => deliver(core, seq, Frame { head, body: body.into() }),
             Placed::Later => {
                 let len = body.len() as u64;
-                self.hold(core, header.seq, head, len, Held::Here(body))
+                self.hold(core, seq, head, len, Held::Here(body))
             }
             Placed::Refuse(text) => {
                 let len = (head.len() + body.len()) as u64;
-                receive::note_refusal(core, io, header.seq, len, &text);
-                skip(core, header.seq)
+                receive::note_refusal(core, io, seq, len, &text);
+                skip(core, seq)
             }
         }
     }
@@ -326,23 +353,25 @@ impl UcxLink {
         core.shared.counters.rendezvous_received.add(1);
         if header.kind == Kind::Head || header.head_len.is_none() {
             let whole = header.kind == Kind::Data;
-            check_head(core, rndv.len())?;
             if whole {
+                check_head(core, rndv.len())?;
                 receive::admit(core, rndv.len() as u64)?;
+            } else {
+                self.admit_head(core, rndv.len())?;
             }
             // Heads are bounded by `max_head` and by the window; they don't come out of the pool's quota.
             let buf = RecvBuf::Bytes(BytesMut::zeroed(rndv.len()));
-            return self.start_fetch(core, io, rndv, buf, UcxOp::FetchHead { connection: core.key, seq, whole });
+            return self.start_fetch(io, rndv, buf, UcxOp::FetchHead { connection: core.key, seq, whole });
         }
         let head_len = header.head_len.unwrap_or(0) as usize;
         check_head(core, head_len)?;
         receive::admit(core, head_len as u64 + rndv.len() as u64)?;
         let head = match header.place {
             HeadPlace::InHeader => Bytes::copy_from_slice(inline),
-            HeadPlace::Before => match take_head(core, seq) {
+            HeadPlace::Before => match self.take_head(core, seq, head_len)? {
                 Some(head) => head,
                 None => {
-                    self.headless.push(Waiting { seq, head: None, rndv });
+                    self.headless.push(Headless { seq, head_len, body: Held::Rendezvous(rndv) });
                     return Ok(());
                 }
             },
@@ -363,8 +392,14 @@ impl UcxLink {
     ) -> Result<()> {
         let len = rndv.len() as u64;
         match receive::place(core, io, &head, len)? {
+            // Later bodies must not take what an earlier one waits for: they are delivered behind it anyway, and would
+            // hold the quota until then.
+            Placed::Into(_, BufKind::Bytes) if !self.no_room.is_empty() => {
+                self.no_room.push_back(Waiting { seq, head, rndv });
+                Ok(())
+            }
             Placed::Into(buf, kind) => {
-                self.start_fetch(core, io, rndv, buf, UcxOp::Fetch { connection: core.key, seq, head, kind })
+                self.start_fetch(io, rndv, buf, UcxOp::Fetch { connection: core.key, seq, head, kind })
             }
             Placed::Later => self.hold(core, seq, head, len, Held::Rendezvous(rndv)),
             Placed::Refuse(text) => {
@@ -375,21 +410,14 @@ impl UcxLink {
                 skip(core, seq)
             }
             Placed::NoRoom => {
-                self.no_room.push_back(Waiting { seq, head: Some(head), rndv });
+                self.no_room.push_back(Waiting { seq, head, rndv });
                 receive::retry_later(core, io);
                 Ok(())
             }
         }
     }
 
-    fn start_fetch(
-        &mut self,
-        core: &mut ConnCore,
-        io: &mut Io,
-        rndv: Rendezvous,
-        buf: RecvBuf,
-        op: UcxOp,
-    ) -> Result<()> {
+    fn start_fetch(&mut self, io: &mut Io, rndv: Rendezvous, buf: RecvBuf, op: UcxOp) -> Result<()> {
         let token = io.ops.insert(op) as u64;
         let Some(worker) = io.live_worker() else { return Err(gone()) };
         match worker.fetch(rndv, buf, token) {
@@ -418,9 +446,9 @@ impl UcxLink {
         while let Some(waiting) = self.no_room.pop_front() {
             match receive::pool_buf(io, waiting.rndv.len() as u64) {
                 Some(buf) => {
-                    let (seq, head) = (waiting.seq, waiting.head.unwrap_or_default());
+                    let (seq, head) = (waiting.seq, waiting.head);
                     let op = UcxOp::Fetch { connection: core.key, seq, head, kind: BufKind::Bytes };
-                    self.start_fetch(core, io, waiting.rndv, buf, op)?;
+                    self.start_fetch(io, waiting.rndv, buf, op)?;
                 }
                 None => {
                     self.no_room.push_front(waiting);
@@ -443,7 +471,7 @@ impl UcxLink {
     ) -> Result<()> {
         self.fetches -= 1;
         match op {
-            UcxOp::Send { .. } => Ok(()),
+            UcxOp::Send { .. } | UcxOp::FetchCm { .. } => Ok(()),
             UcxOp::FetchFor { reply, .. } => {
                 core.session.unfinished -= 1;
                 let failed = result.clone();
@@ -466,12 +494,47 @@ impl UcxLink {
         }
     }
 
-    /// A head that was sent before its body.
-    pub(super) fn on_head(&mut self, core: &mut ConnCore, io: &mut Io, seq: u32, head: Bytes) -> Result<()> {
-        check_head(core, head.len())?;
+    /// A head that was sent before its body, and came whole.
+    pub(super) fn on_head_message(&mut self, core: &mut ConnCore, io: &mut Io, seq: u32, head: Bytes) -> Result<()> {
+        self.admit_head(core, head.len())?;
+        self.on_head(core, io, seq, head)
+    }
+
+    /// Checks a head that comes before its body, before memory is taken for it. Its credit is counted with the body's;
+    /// until then a peer that keeps to its window can't have more ahead than this.
+    fn admit_head(&mut self, core: &ConnCore, len: usize) -> Result<()> {
+        check_head(core, len)?;
+        self.early_heads += len as u64;
+        if self.early_heads > core.config.recv_window_bytes.saturating_add(core.config.max_head.into()) {
+            return Err(Error::new(ErrorKind::Protocol, "more bytes of heads without bodies than the window has"));
+        }
+        Ok(())
+    }
+
+    /// The head that came before its body, if it is here.
+    fn take_head(&mut self, core: &mut ConnCore, seq: u32, len: usize) -> Result<Option<Bytes>> {
+        let Some(index) = core.session.heads.iter().position(|(number, _)| *number == seq) else { return Ok(None) };
+        let head = core.session.heads.remove(index).map(|(_, head)| head).unwrap_or_default();
+        self.match_head(&head, len)?;
+        Ok(Some(head))
+    }
+
+    fn match_head(&mut self, head: &Bytes, len: usize) -> Result<()> {
+        self.early_heads -= head.len() as u64;
+        if head.len() == len {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Protocol, format!("a head of {} bytes was announced with {len}", head.len())))
+    }
+
+    fn on_head(&mut self, core: &mut ConnCore, io: &mut Io, seq: u32, head: Bytes) -> Result<()> {
         if let Some(index) = self.headless.iter().position(|w| w.seq == seq) {
-            let waiting = self.headless.swap_remove(index);
-            return self.receive_body(core, io, seq, head, waiting.rndv);
+            let Headless { head_len, body, .. } = self.headless.swap_remove(index);
+            self.match_head(&head, head_len)?;
+            return match body {
+                Held::Rendezvous(rndv) => self.receive_body(core, io, seq, head, rndv),
+                Held::Here(body) => self.on_whole(core, io, seq, head, body),
+            };
         }
         if core.session.heads.len() >= core.config.recv_window_frames as usize {
             return Err(Error::new(ErrorKind::Protocol, "more heads than the window has frames"));
@@ -489,7 +552,7 @@ impl Backend for UcxLink {
             if budget.is_spent() {
                 return Ok(Pumped::More);
             }
-            let Some(out) = self.numbering.next(&mut core.queue, &core.shared) else { break };
+            let Some(out) = self.numbering.next(&mut core.queue, &core.shared)? else { break };
             let len = out.frame.len();
             budget.spend(len);
             self.put(core, io, out, len)?;
@@ -498,6 +561,9 @@ impl Backend for UcxLink {
     }
 
     fn control(&mut self, core: &mut ConnCore, io: &mut Io, header: FrameHeader, payload: &[u8]) -> Result<()> {
+        if self.inflight > MAX_INFLIGHT + MAX_UNREAD_CONTROL {
+            return Err(Error::new(ErrorKind::Limit, "the peer does not take the answers that it asks for"));
+        }
         self.copy(core, io, &header, [payload, &[]], None)
     }
 
@@ -517,6 +583,14 @@ impl Backend for UcxLink {
         self.numbering.count()
     }
 
+    fn waits_for_credit(&self) -> bool {
+        self.numbering.is_stalled()
+    }
+
+    fn waits_for_pool(&self) -> bool {
+        !self.no_room.is_empty()
+    }
+
     fn fetch(&mut self, core: &mut ConnCore, io: &mut Io, id: PendingId, mut reply: FetchReply) -> Result<()> {
         let Some(index) = self.held.iter().position(|(held, _)| *held == id) else { return Ok(()) };
         let (_, held) = self.held.swap_remove(index);
@@ -534,7 +608,7 @@ impl Backend for UcxLink {
             (Held::Here(_), None) => Ok(()),
             (Held::Rendezvous(rndv), Some(mut buf)) => {
                 buf.truncate(rndv.len());
-                self.start_fetch(core, io, rndv, buf, UcxOp::FetchFor { connection: core.key, reply })
+                self.start_fetch(io, rndv, buf, UcxOp::FetchFor { connection: core.key, reply })
             }
             (Held::Rendezvous(rndv), None) => {
                 if let Some(worker) = io.live_worker() {
@@ -545,9 +619,10 @@ impl Backend for UcxLink {
         }
     }
 
-    fn close(&mut self, _: &mut ConnCore, io: &mut Io) {
-        if let Some(worker) = io.live_worker() {
-            worker.close(self.ep);
+    fn close(&mut self, core: &mut ConnCore, io: &mut Io) {
+        io.close_endpoint(self.ep);
+        if self.inflight > 0 || self.fetches > 0 {
+            fail_operations(core, io);
         }
         io.poller.remove(&*self.stream);
         io.sources.remove(self.source);
@@ -559,6 +634,24 @@ impl Backend for UcxLink {
     }
 }
 
+/// Tells everyone who waits for an operation of this connection that it has ended. The operations keep their memory until
+/// UCX is done with them, which may take long: over shared memory, a dead peer's full queue holds them for ever.
+pub(super) fn fail_operations(core: &ConnCore, io: &mut Io) {
+    let closed = || Error::new(ErrorKind::Closed, "the connection was closed");
+    let end = core.shared.end().cloned().unwrap_or_else(closed);
+    for (_, op) in io.ops.iter_mut().filter(|(_, op)| op.connection() == core.key) {
+        match op {
+            UcxOp::Send { done, .. } => {
+                if let Some(mut done) = done.take() {
+                    done.fail(end.clone());
+                }
+            }
+            UcxOp::FetchFor { reply, .. } => reply.fail(end.clone()),
+            UcxOp::Fetch { .. } | UcxOp::FetchHead { .. } | UcxOp::FetchCm { .. } => {}
+        }
+    }
+}
+
 impl Core {
     /// A send has ended.
     pub(super) fn on_sent(&mut self, token: u64, result: Result<()>) {
@@ -567,13 +660,23 @@ impl Core {
             done.complete(result.clone());
         }
         let Some(conn) = self.conns.get_mut(connection) else { return };
-        let super::conn::Link::Ucx(link) = &mut conn.link else { return };
-        link.inflight -= 1;
+        // Room in flight, or the last send that a close waits for.
+        let more = match &mut conn.link {
+            Link::Ucx(link) => {
+                link.inflight -= 1;
+                !conn.core.queue.is_empty() || link.numbering.is_stalled() || !conn.core.session.life.is_open()
+            }
+            Link::Cm(link) => {
+                link.on_sent(token);
+                link.has_more(&conn.core)
+            }
+            _ => return,
+        };
         if let Err(error) = result {
+            let error = conn.end_by_ucx(error);
             return self.end(connection, error);
         }
-        // Room in flight, or the last send that a close waits for.
-        if !conn.core.queue.is_empty() || link.numbering.is_stalled() || !conn.core.session.life.is_open() {
+        if more {
             conn.core.make_ready(&mut self.io);
         }
     }
@@ -583,13 +686,21 @@ impl Core {
         let Some(op) = self.io.ops.try_remove(token as usize) else { return };
         let key = op.connection();
         let Some(conn) = self.conns.get_mut(key) else { return };
-        let super::conn::Link::Ucx(link) = &mut conn.link else { return };
-        match link.on_fetched(&mut conn.core, &mut self.io, op, buf, result) {
+        let (core, io, failed) = (&mut conn.core, &mut self.io, result.is_err());
+        let result = match &mut conn.link {
+            Link::Ucx(link) => link.on_fetched(core, io, op, buf, result),
+            Link::Cm(link) => link.on_fetched(core, io, &op, buf, result),
+            _ => return,
+        };
+        match result {
             Ok(()) => {
-                conn.core.shared.reader.wake();
+                core.shared.reader.wake();
                 self.settle(key);
             }
-            Err(error) => self.end(key, error),
+            Err(error) => {
+                let error = if failed { conn.end_by_ucx(error) } else { error };
+                self.end(key, error);
+            }
         }
     }
 }
@@ -621,11 +732,6 @@ fn drain(core: &mut ConnCore) {
     }
 }
 
-fn take_head(core: &mut ConnCore, seq: u32) -> Option<Bytes> {
-    let index = core.session.heads.iter().position(|(number, _)| *number == seq)?;
-    core.session.heads.remove(index).map(|(_, head)| head)
-}
-
 fn check_head(core: &ConnCore, len: usize) -> Result<()> {
     if len <= core.config.max_head as usize {
         return Ok(());
@@ -637,7 +743,7 @@ fn check_head(core: &ConnCore, len: usize) -> Result<()> {
 }
 
 #[inline]
-fn gather_small(body: Body) -> Bytes {
+pub(super) fn gather_small(body: Body) -> Bytes {
     match body {
         Body::Empty => Bytes::new(),
         Body::Bytes(bytes) => bytes,
@@ -646,7 +752,7 @@ fn gather_small(body: Body) -> Bytes {
 }
 
 /// A body in one piece: over verbs UCX copies lists of pieces anyway, and slowly.
-fn gather(io: &Io, body: Body) -> Result<Payload> {
+pub(super) fn gather(io: &Io, body: Body) -> Result<Payload> {
     match body {
         Body::Empty => Ok(Payload::Bytes(Bytes::new())),
         Body::Bytes(bytes) => Ok(Payload::Bytes(bytes)),
@@ -671,6 +777,6 @@ fn gather(io: &Io, body: Body) -> Result<Payload> {
 }
 
 #[cold]
-fn gone() -> Error {
+pub(super) fn gone() -> Error {
     Error::new(ErrorKind::Stopped, "the ucx worker is gone")
 }

@@ -31,6 +31,10 @@ pub(crate) enum PipeState {
 pub(crate) struct ReadyPipe {
     read: OwnedFd,
     open: bool,
+    /// Bytes in it before it opens.
+    filled: usize,
+    /// More came out than we had put in: the outside writes as soon as there is room.
+    misused: bool,
 }
 
 impl ReadyPipe {
@@ -39,22 +43,24 @@ impl ReadyPipe {
         let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
         // Unprivileged users over their limit can't resize; a larger pipe works as well, it only takes longer to fill.
         let _ = fcntl_setpipe_size(&write, PIPE_BYTES);
-        let filler = [0_u8; PIPE_BYTES];
+        let (filler, mut filled) = ([0_u8; PIPE_BYTES], 0);
         loop {
             match rustix::io::write(&write, &filler) {
-                Ok(_) => {}
+                Ok(n) => filled += n,
                 Err(rustix::io::Errno::AGAIN) => break,
                 Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
         }
-        Ok((Self { read, open: false }, write))
+        Ok((Self { read, open: false, filled, misused: false }, write))
     }
 
     /// Makes the outside's end writable.
     pub(crate) fn open(&mut self) -> io::Result<()> {
         self.open = true;
-        self.drain().map(drop)
+        let (bytes, _) = self.drain()?;
+        self.misused = bytes > self.filled;
+        Ok(())
     }
 
     /// Looks at the pipe after an edge.
@@ -66,7 +72,7 @@ impl ReadyPipe {
         let (bytes, end) = self.drain()?;
         Ok(match (bytes, end) {
             (_, true) => PipeState::Closed,
-            (0, false) => PipeState::Held,
+            (0, false) if !self.misused => PipeState::Held,
             (_, false) => PipeState::Misused,
         })
     }

@@ -71,10 +71,11 @@ impl Poller {
         self.poll.registry().register(&mut SourceFd(&fd), key.token(), interest)
     }
 
-    /// Changes the key under which a descriptor reports; conditions that hold now make a new edge.
-    pub(crate) fn rekey(&self, fd: &impl AsRawFd, key: Key) -> io::Result<()> {
-        let interest = Interest::READABLE | Interest::WRITABLE;
-        self.poll.registry().reregister(&mut SourceFd(&fd.as_raw_fd()), key.token(), interest)
+    /// Another descriptor of the same set, for a poller of somebody else: readable when edges wait.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn duplicate(&self) -> io::Result<std::os::fd::OwnedFd> {
+        use std::os::fd::AsFd;
+        self.poll.registry().as_fd().try_clone_to_owned()
     }
 
     /// Stops watching.

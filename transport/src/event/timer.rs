@@ -10,6 +10,16 @@ pub(crate) struct TimerId {
 }
 
 impl TimerId {
+    /// The name of a timer from its parts.
+    pub(crate) fn new(at: Instant, number: u64) -> Self {
+        Self { at, number }
+    }
+
+    /// What tells it from others that are due at the same time: never 0.
+    pub(crate) fn number(self) -> u64 {
+        self.number
+    }
+
     /// When it is due.
     pub(crate) fn at(self) -> Instant {
         self.at
@@ -49,6 +59,11 @@ impl<T> Timers<T> {
     /// Takes one timer that is due at `now`.
     pub(crate) fn pop(&mut self, now: Instant) -> Option<T> {
         (self.next()? <= now).then(|| self.due.pop_first()).flatten().map(|(_, what)| what)
+    }
+
+    /// All that wait, in order.
+    pub(crate) fn into_values(self) -> impl Iterator<Item = T> {
+        self.due.into_values()
     }
 
     pub(crate) fn len(&self) -> usize {

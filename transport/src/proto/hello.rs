@@ -110,6 +110,8 @@ pub struct ClientHello {
     pub no_ucx_reason: Option<(u16, String)>,
     /// Milliseconds of silence after which the client asks whether the server is alive; 0: never.
     pub keepalive_ms: u32,
+    /// The least number that the client can use for its UCX endpoint, if it could not use an earlier one.
+    pub least_endpoint: Option<u16>,
 }
 
 /// The server takes the connection.
@@ -139,6 +141,9 @@ pub struct Accept {
     pub credit: Credit,
     /// Milliseconds of silence after which the server asks whether the client is alive; 0: never.
     pub keepalive_ms: u32,
+    /// The number of the server's UCX endpoint among those between the two workers: the client uses its own of that
+    /// number. Not sent with [`Transport::Tcp`].
+    pub endpoint: Option<u16>,
 }
 
 /// The server does not take the connection.

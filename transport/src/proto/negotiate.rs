@@ -168,6 +168,7 @@ impl Local {
             no_ucx_reason: ucx.as_ref().err().filter(|_| explains).map(to_wire),
             ucx: ucx.ok().filter(|_| explains).cloned(),
             keepalive_ms: self.keepalive_ms,
+            least_endpoint: None,
         })
     }
 
@@ -187,6 +188,7 @@ impl Local {
             max_head: self.max_head,
             credit: self.credit,
             keepalive_ms: self.keepalive_ms,
+            endpoint: None,
         }
     }
 

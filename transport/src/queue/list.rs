@@ -18,14 +18,12 @@
 //! that, and the swap tells the consumer which node is the last, so it can take out every value
 //! that was ever accepted. A null `head` stays null.
 //!
-//! **One spare.** The consumer keeps one free node in `spare`, where the next producer finds it, so
-//! a queue that is filled and emptied in turn does not call the allocator. Producers only swap null
-//! into `spare` and only the consumer puts a node there, so a node is handed over exactly once, and
-//! there is no compare-and-swap on it that could be fooled by a node that comes back.
+//! **No spare nodes.** Handing free nodes back to the producers costs an atomic exchange a push,
+//! which measured slower than the allocator (`examples/queue_cost.rs`), and keeps memory at idle.
 //!
 //! All `unsafe` of this room is in this file. Its invariants, named in the `SAFETY` comments:
 //!
-//! - **own node**: a node that is in neither the list nor `spare` belongs to the thread that holds it.
+//! - **own node**: a node that is not in the list belongs to the thread that holds it.
 //! - **one consumer**: `tail` and everything behind it is touched by the only [`Consumer`], which
 //!   takes `&mut self` wherever it moves.
 //! - **link last**: a producer's last access to the former newest node is the `Release` store of
@@ -34,23 +32,18 @@
 
 use super::primitive::{Arc, AtomicPtr, Ordering, UnsafeCell, relax};
 use std::fmt;
-use std::mem::{MaybeUninit, size_of};
+use std::mem::MaybeUninit;
 use std::ptr;
-
-/// Nodes of more bytes than this are not kept as a spare: an idle connection must stay small.
-const LARGEST_SPARE: usize = 96;
 
 struct Node<T> {
     /// Null until the next producer links its node. Written once by that producer (`Release`), read
     /// by the consumer (`Acquire`).
     next: AtomicPtr<Self>,
-    /// Initialised in every node after `tail`; free to overwrite in `tail` and in the spare.
+    /// Initialised in every node after `tail`; free to overwrite in `tail`.
     slot: UnsafeCell<MaybeUninit<T>>,
 }
 
 impl<T> Node<T> {
-    const KEEP_AS_SPARE: bool = size_of::<Self>() <= LARGEST_SPARE;
-
     fn alloc() -> *mut Self {
         Box::into_raw(Box::new(Self {
             next: AtomicPtr::new(ptr::null_mut()),
@@ -73,8 +66,6 @@ impl<T> Node<T> {
 struct List<T, X> {
     /// The newest node, or null once sealed.
     head: AtomicPtr<Node<T>>,
-    /// A free node, or null. Producers write null, the consumer everything else.
-    spare: AtomicPtr<Node<T>>,
     extra: X,
 }
 
@@ -83,18 +74,6 @@ struct List<T, X> {
 unsafe impl<T: Send, X: Send> Send for List<T, X> {}
 // SAFETY: as above; `extra` is lent out through `&`, hence `X: Sync`.
 unsafe impl<T: Send, X: Sync> Sync for List<T, X> {}
-
-impl<T, X> Drop for List<T, X> {
-    fn drop(&mut self) {
-        // The consumer sealed and emptied the list, so the spare is all that is left.
-        debug_assert!(self.head.load(Ordering::Relaxed).is_null());
-        let spare = self.spare.load(Ordering::Relaxed);
-        if !spare.is_null() {
-            // SAFETY: own node: neither half exists any more, and a spare is not in the list.
-            unsafe { Node::free(spare) };
-        }
-    }
-}
 
 /// One of the ends that add values.
 pub(super) struct Producer<T, X> {
@@ -115,7 +94,7 @@ unsafe impl<T: Send, X: Send + Sync> Send for Consumer<T, X> {}
 
 pub(super) fn list<T, X>(extra: X) -> (Producer<T, X>, Consumer<T, X>) {
     let tail = Node::alloc();
-    let list = Arc::new(List { head: AtomicPtr::new(tail), spare: AtomicPtr::new(ptr::null_mut()), extra });
+    let list = Arc::new(List { head: AtomicPtr::new(tail), extra });
     let producer = Producer { list: Arc::clone(&list) };
     (producer, Consumer { list, tail, last: ptr::null_mut() })
 }
@@ -135,8 +114,8 @@ impl<T, X> Producer<T, X> {
     /// Adds a value at the newest end, or gives it back if the consumer is gone.
     #[inline]
     pub(super) fn push(&self, value: T) -> Result<(), T> {
-        let node = self.list.blank();
-        // SAFETY: own node: `blank` gave it to us, its slot is free to overwrite.
+        let node = Node::alloc();
+        // SAFETY: own node: it is new.
         unsafe { (*node).slot.with_mut(|slot| (*slot).write(value)) };
         let mut head = self.list.head.load(Ordering::Relaxed);
         let newest = loop {
@@ -176,41 +155,6 @@ unsafe fn take_back<T>(node: *mut Node<T>) -> T {
     }
 }
 
-impl<T, X> List<T, X> {
-    /// A node of our own with a null `next` and a free slot.
-    #[inline]
-    fn blank(&self) -> *mut Node<T> {
-        // The load keeps producers from passing the cache line around when there is no spare.
-        if Node::<T>::KEEP_AS_SPARE && !self.spare.load(Ordering::Relaxed).is_null() {
-            // Synchronizes with the store in `retire`.
-            let node = self.spare.swap(ptr::null_mut(), Ordering::Acquire);
-            if !node.is_null() {
-                return node;
-            }
-        }
-        Node::alloc()
-    }
-
-    /// Keeps a free node as the spare, or frees it. Only the consumer calls this.
-    ///
-    /// # Safety
-    ///
-    /// **own node**, with a free slot, and **one consumer**.
-    #[inline]
-    unsafe fn retire(&self, node: *mut Node<T>) {
-        // No producer writes anything but null, so what was null stays null until the store.
-        if Node::<T>::KEEP_AS_SPARE && self.spare.load(Ordering::Relaxed).is_null() {
-            // SAFETY: own node.
-            unsafe { (*node).next.store(ptr::null_mut(), Ordering::Relaxed) };
-            // Synchronizes with the swap in `blank`.
-            self.spare.store(node, Ordering::Release);
-        } else {
-            // SAFETY: own node.
-            unsafe { Node::free(node) };
-        }
-    }
-}
-
 impl<T, X> Consumer<T, X> {
     #[inline]
     pub(super) fn extra(&self) -> &X {
@@ -230,7 +174,7 @@ impl<T, X> Consumer<T, X> {
         // `tail` has no other user left (its link was written), and its slot is free.
         unsafe {
             let value = (*next).slot.with(|slot| (*slot).assume_init_read());
-            self.list.retire(free);
+            Node::free(free);
             Some(value)
         }
     }
@@ -299,9 +243,8 @@ impl<T, X: fmt::Debug> fmt::Debug for Consumer<T, X> {
 }
 
 /// The heap memory of an idle list in bytes, without the allocator's own overhead: the shared part
-/// with its two reference counts, the empty node, and the spare.
+/// with its two reference counts, and the empty node.
 #[cfg(all(test, not(loom)))]
 pub(super) const fn idle_heap<T, X>() -> usize {
-    let nodes = if Node::<T>::KEEP_AS_SPARE { 2 } else { 1 };
-    2 * size_of::<usize>() + size_of::<List<T, X>>() + nodes * size_of::<Node<T>>()
+    2 * size_of::<usize>() + size_of::<List<T, X>>() + size_of::<Node<T>>()
 }

@@ -1,26 +1,34 @@
 //! The bounded queue of a connection: any number of senders, one receiver, no lock.
 //!
-//! The values are in a linked list (`list.rs`). The bound is one word beside it, so that messages,
-//! bytes and "closed" change together:
+//! The values are in a linked list (`list.rs`). The bound is beside it, in two words of one layout,
+//! so that messages, bytes and "closed" change together:
 //!
 //! ```text
-//!   63      62..39                 38..0
-//!  [closed][messages, 24 bits][bytes, 39 bits]
+//!   63..40              39..1            0
+//!  [messages, 24 bits][bytes, 39 bits][closed]
 //! ```
 //!
-//! A sender first takes room in that word and then adds its value; the receiver takes the value out
-//! and then gives the room back. So the counts never exceed the limits, they include pushes that
-//! are under way, and **closed with a count of zero means that no value will ever come again**.
+//! `taken` counts what senders took room for, `returned` what the receiver gave back, both for ever
+//! and wrapping; their difference is what is in the queue. Carries from one field into the next
+//! cancel out in the subtraction, because what is in the queue fits in its fields. Two words rather
+//! than one, because only the receiver writes `returned`: a store, not a read-modify-write that
+//! passes the senders' cache line back and forth.
+//!
+//! A sender first takes room and then adds its value; the receiver takes the value out and then
+//! gives the room back. So the counts never exceed the limits, they include pushes that are under
+//! way, and **closed with a count of zero means that no value will ever come again**.
 
 use super::list::{self, Consumer, Producer};
 use super::primitive::{AtomicU64, Ordering};
 use std::fmt;
 
-const BYTES_BITS: u32 = 39;
-const MESSAGE: u64 = 1 << BYTES_BITS;
-const CLOSED: u64 = 1 << 63;
-const MAX_BYTES: u64 = MESSAGE - 1;
-const MAX_MESSAGES: u64 = (CLOSED >> BYTES_BITS) - 1;
+const CLOSED: u64 = 1;
+const BYTE: u64 = 1 << 1;
+const MESSAGE: u64 = 1 << 40;
+/// Half of what the fields hold. A sender that sleeps between its two looks at `taken` for exactly
+/// one turn of the counter takes room for a value that may be one too many; it must not overflow.
+const MAX_BYTES: u64 = (1 << 38) - 1;
+const MAX_MESSAGES: u64 = (1 << 23) - 1;
 
 /// How much a queue holds. A push is accepted if both bounds hold after it.
 ///
@@ -28,9 +36,9 @@ const MAX_MESSAGES: u64 = (CLOSED >> BYTES_BITS) - 1;
 /// could never pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// The most values; counted as at least 1 and at most 16,777,215.
+    /// The most values; counted as at least 1 and at most 8,388,607.
     pub messages: u32,
-    /// The largest sum of weights; counted as at most 512 GiB - 1.
+    /// The largest sum of weights; counted as at most 256 GiB - 1.
     pub bytes: u64,
 }
 
@@ -52,9 +60,9 @@ pub struct Limits {
 #[must_use]
 pub fn bounded<T>(limits: Limits) -> (Sender<T>, Receiver<T>) {
     let (producer, consumer) = list::list(Bound {
-        state: AtomicU64::new(0),
-        max_messages: u64::from(limits.messages).clamp(1, MAX_MESSAGES),
-        max_bytes: limits.bytes.min(MAX_BYTES),
+        taken: AtomicU64::new(0),
+        returned: AtomicU64::new(0),
+        max: u64::from(limits.messages).clamp(1, MAX_MESSAGES) * MESSAGE + limits.bytes.min(MAX_BYTES) * BYTE,
     });
     (Sender(producer), Receiver(consumer))
 }
@@ -86,83 +94,107 @@ struct Entry<T> {
 }
 
 struct Bound {
-    state: AtomicU64,
-    max_messages: u64,
-    max_bytes: u64,
+    /// Senders add to it, and whoever closes sets its lowest bit.
+    taken: AtomicU64,
+    /// Written by the receiver alone.
+    returned: AtomicU64,
+    max: u64,
 }
 
 const fn messages(state: u64) -> u64 {
-    (state & !CLOSED) >> BYTES_BITS
+    state / MESSAGE
 }
 
 const fn bytes(state: u64) -> u64 {
-    state & MAX_BYTES
+    state % MESSAGE / BYTE
+}
+
+const fn room(weight: u64) -> u64 {
+    MESSAGE + weight * BYTE
 }
 
 impl Bound {
+    /// Whether a value of `weight` fits beside what is in the queue.
     #[inline]
     const fn admits(&self, state: u64, weight: u64) -> bool {
-        let messages = messages(state);
-        messages == 0 || (messages < self.max_messages && bytes(state) + weight <= self.max_bytes)
+        let messages_in = messages(state);
+        messages_in == 0 || (messages_in < messages(self.max) && bytes(state) + weight <= bytes(self.max))
     }
 
+    /// What is in the queue at one moment, and the closed bit.
     fn load(&self) -> u64 {
-        // Synchronizes with `close`: whoever sees the queue closed sees what led to it.
-        let state = self.state.load(Ordering::Acquire);
-        self.invariants(state);
-        state
+        loop {
+            // This order: what was returned was taken before, so the difference is never negative.
+            // Synchronizes with the store in `give_back`.
+            let returned = self.returned.load(Ordering::Acquire);
+            // Synchronizes with `close` (who sees the queue closed sees what led to it) and `take`
+            // (who sees a value counted sees the room returned before that it relied on).
+            let taken = self.taken.load(Ordering::Acquire);
+            // With an older `returned`, the queue would look fuller than it ever was.
+            if self.returned.load(Ordering::Relaxed) == returned {
+                let state = taken.wrapping_sub(returned);
+                self.invariants(state);
+                return state;
+            }
+        }
     }
 
     fn close(&self) {
-        // Synchronizes with the load in `load` and the failed exchange in `take`.
-        self.state.fetch_or(CLOSED, Ordering::AcqRel);
+        // Synchronizes with the loads of `taken` in `load` and `take`.
+        self.taken.fetch_or(CLOSED, Ordering::Release);
     }
 
     /// Takes room for one value, or says why not. `weight` is at most [`MAX_BYTES`].
     #[inline]
     fn take(&self, weight: u64) -> Result<(), PushError<()>> {
-        let mut state = self.state.load(Ordering::Acquire);
+        // As in `load`, but an older `returned` is good enough to say yes: there is more room then.
+        let mut returned = self.returned.load(Ordering::Acquire);
         loop {
-            self.invariants(state);
-            if state & CLOSED != 0 {
+            let taken = self.taken.load(Ordering::Acquire);
+            if taken & CLOSED != 0 {
                 return Err(PushError::Closed(()));
             }
-            if !self.admits(state, weight) {
-                return Err(PushError::Full(()));
+            if !self.admits(taken.wrapping_sub(returned), weight) {
+                let now = self.returned.load(Ordering::Acquire);
+                if now == returned {
+                    return Err(PushError::Full(()));
+                }
+                returned = now;
+                continue;
             }
-            // No value passes through this word (the links carry them), so success needs no order.
-            // The sum cannot run from one field into the other: an admitted weight keeps the bytes
-            // within `max_bytes`, or is alone.
-            match self.state.compare_exchange_weak(
-                state,
-                state + MESSAGE + weight,
-                Ordering::Relaxed,
-                Ordering::Acquire,
-            ) {
-                Ok(_) => return Ok(()),
-                Err(now) => state = now,
+            // Synchronizes with the loads of `taken`. The value itself travels by its link.
+            let after = taken.wrapping_add(room(weight));
+            if self.taken.compare_exchange_weak(taken, after, Ordering::Release, Ordering::Relaxed).is_ok() {
+                return Ok(());
             }
         }
     }
 
+    /// Undoes `take` for a value that was not added.
+    #[cold]
+    fn untake(&self, weight: u64) {
+        self.taken.fetch_sub(room(weight), Ordering::Relaxed);
+    }
+
+    /// Gives room back. Only the receiver calls this.
     #[inline]
     fn give_back(&self, weight: u64) {
-        let before = self.state.fetch_sub(MESSAGE + weight, Ordering::Release);
-        debug_assert!(messages(before) >= 1 && bytes(before) >= weight);
-        self.invariants(before);
+        let returned = self.returned.load(Ordering::Relaxed).wrapping_add(room(weight));
+        // Synchronizes with the load in `load`.
+        self.returned.store(returned, Ordering::Release);
     }
 
     /// Both bounds hold, unless a single value is heavier than the bound on bytes.
     #[inline]
     fn invariants(&self, state: u64) {
-        debug_assert!(messages(state) <= self.max_messages);
-        debug_assert!(bytes(state) <= self.max_bytes || messages(state) == 1);
+        debug_assert!(messages(state) <= messages(self.max));
+        debug_assert!(bytes(state) <= bytes(self.max) || messages(state) == 1);
         debug_assert!(bytes(state) == 0 || messages(state) > 0);
     }
 }
 
 impl<T> Sender<T> {
-    /// Adds a value that counts as `weight` bytes (at most 512 GiB - 1 of them).
+    /// Adds a value that counts as `weight` bytes (at most 256 GiB - 1 of them).
     ///
     /// Lock-free, from any thread. The values of one thread are popped in the order it pushed them.
     ///
@@ -183,7 +215,7 @@ impl<T> Sender<T> {
             Err(PushError::Closed(())) => return Err(PushError::Closed(value)),
         }
         self.0.push(Entry { value, weight }).map_err(|Entry { value, weight }| {
-            self.0.extra().give_back(weight);
+            self.0.extra().untake(weight);
             PushError::Closed(value)
         })
     }
@@ -346,9 +378,9 @@ impl fmt::Debug for Bound {
         let state = self.load();
         f.debug_struct("Queue")
             .field("messages", &messages(state))
-            .field("max_messages", &self.max_messages)
+            .field("max_messages", &messages(self.max))
             .field("bytes", &bytes(state))
-            .field("max_bytes", &self.max_bytes)
+            .field("max_bytes", &bytes(self.max))
             .field("closed", &(state & CLOSED != 0))
             .finish()
     }

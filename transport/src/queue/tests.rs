@@ -81,7 +81,7 @@ fn compare(limits: Limits, operations: Vec<Operation>) -> Result<(), TestCaseErr
         match operation {
             Operation::Push { sender, weight } if sender < senders.len() => {
                 // The heaviest weight there is, as documented.
-                let counted = weight.min((1 << 39) - 1);
+                let counted = weight.min((1 << 38) - 1);
                 let expected = match (oracle.closed, oracle.admits(counted)) {
                     (true, _) => Err(PushError::Closed(id)),
                     (false, false) => Err(PushError::Full(id)),
@@ -181,7 +181,7 @@ fn limits_are_clamped_to_what_one_word_counts() {
     sender.push(1, u64::MAX).unwrap();
     assert!(sender.push(2, 1).unwrap_err().is_full());
     sender.push(2, 0).unwrap();
-    assert_eq!((sender.len(), sender.bytes()), (2, (1 << 39) - 1));
+    assert_eq!((sender.len(), sender.bytes()), (2, (1 << 38) - 1));
     assert_eq!((receiver.pop(), receiver.pop(), receiver.pop()), (Some(1), Some(2), None));
     assert_eq!((sender.len(), sender.bytes()), (0, 0));
 }
@@ -194,7 +194,6 @@ fn zero_sized_and_large_values_pass() {
     }
     assert_eq!((0..4).filter(|_| receiver.pop().is_some()).count(), 3);
 
-    // Above the size that is kept as a spare.
     let (sender, mut receiver) = bounded(Limits { messages: 4, bytes: 0 });
     for round in 0..10u8 {
         sender.push([round; 1000], 0).unwrap();
@@ -405,10 +404,10 @@ fn a_connection_is_announced_once_per_drain() {
 #[test]
 fn an_idle_connection_is_small() {
     type Message = [u64; 8];
-    // Without the allocator's own 8 to 16 bytes for each of the three pieces.
-    assert!(mpsc::idle_heap::<Message>() <= 232, "{}", mpsc::idle_heap::<Message>());
-    assert!(mpsc::idle_heap::<[u64; 16]>() <= 232, "{}", mpsc::idle_heap::<[u64; 16]>());
-    assert!(ring::idle_heap::<u32>() <= 128);
+    // Without the allocator's own 8 to 16 bytes for each of the two pieces.
+    assert!(mpsc::idle_heap::<Message>() <= 136, "{}", mpsc::idle_heap::<Message>());
+    assert!(mpsc::idle_heap::<[u64; 16]>() <= 200, "{}", mpsc::idle_heap::<[u64; 16]>());
+    assert!(ring::idle_heap::<u32>() <= 40);
     assert_eq!(size_of::<Sender<Message>>(), 8);
     assert_eq!(size_of::<Receiver<Message>>(), 24);
     assert_eq!(size_of::<Announce>(), 1);

@@ -55,7 +55,8 @@ pub(crate) struct Listener {
 #[derive(Debug)]
 enum ListenSocket {
     Tcp(TcpListener),
-    Unix(UnixListener, SocketFile),
+    /// The file goes when the listener does.
+    Unix(UnixListener, #[allow(dead_code, reason = "its destructor removes the file")] SocketFile),
 }
 
 impl Listener {

@@ -34,9 +34,8 @@ fn tcp_pair() -> (Stream, net::TcpStream) {
     theirs.set_nodelay(true).unwrap();
     let (ours, _) = listener.accept().unwrap();
     ours.set_nonblocking(true).unwrap();
-    let ours = Stream::Tcp(TcpStream::from_std(ours));
     ours.set_nodelay(true).unwrap();
-    (ours, theirs)
+    (Stream::Tcp(TcpStream::from_std(ours)), theirs)
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -133,7 +133,7 @@ impl Worker {
     /// # Safety
     /// UCX does not know `op` any more, and it was not recycled before.
     #[inline]
-    unsafe fn recycle(&self, op: NonNull<Op>) -> Hold {
+    pub(super) unsafe fn recycle(&self, op: NonNull<Op>) -> Hold {
         // SAFETY: by the contract.
         let held = unsafe { &mut (*op.as_ptr()).hold };
         // Holds are large, and small messages have none: spare them the move.

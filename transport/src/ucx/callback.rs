@@ -144,7 +144,7 @@ pub(super) unsafe extern "C" fn on_failure(arg: *mut c_void, ep: ucp_ep_h, statu
 pub(super) unsafe extern "C" fn settled(request: *mut c_void, _status: ucs_status_t, user_data: *mut c_void) {
     // SAFETY: slots are freed with the core, after the worker.
     let slot = unsafe { &*user_data.cast::<Slot>() };
-    slot.settled.set(true);
+    slot.settling.set(slot.settling.get() - 1);
     // SAFETY: the core outlives its slots; a request of ours, freed exactly here.
     unsafe { slot.core.as_ref().ucx.ucp_request_free(request) };
 }

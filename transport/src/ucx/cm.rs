@@ -31,6 +31,11 @@ pub(crate) struct CmListener {
 }
 
 impl CmListener {
+    /// What its connection requests are marked with.
+    pub(crate) fn index(&self) -> usize {
+        self.index
+    }
+
     /// The port that it listens on.
     pub(crate) fn port(&self) -> u16 {
         self.port
@@ -76,6 +81,10 @@ pub(super) struct Listeners {
 }
 
 impl Listeners {
+    pub(super) fn is_empty(&self) -> bool {
+        self.list.iter().all(Option::is_none) && self.waiting.is_empty()
+    }
+
     fn take(&mut self, number: u64) -> Option<Waiting> {
         let at = self.waiting.iter().position(|waiting| waiting.number == number)?;
         Some(self.waiting.swap_remove(at))
@@ -247,7 +256,11 @@ impl Worker {
     /// The event of a request, unless it is gone.
     pub(super) fn announce_request(&self, number: u64) -> Option<Event> {
         let core = self.core();
-        let request = core.listeners.borrow().waiting.iter().find(|one| one.number == number)?.request;
+        let (listener, request) = {
+            let listeners = core.listeners.borrow();
+            let one = listeners.waiting.iter().find(|one| one.number == number)?;
+            (one.listener, one.request)
+        };
         // SAFETY: integers and an address: zero is valid.
         let mut attr: sys::ucp_conn_request_attr_t = unsafe { mem::zeroed() };
         attr.field_mask = u64::from(sys::UCP_CONN_REQUEST_ATTR_FIELD_CLIENT_ADDR);
@@ -256,7 +269,7 @@ impl Worker {
         let known = status == sys::ucs_status_t::UCS_OK;
         let client_addr = known.then(|| socket_addr(&attr.client_address)).flatten();
         let ticket = Ticket { number, returns: core.returns.clone() };
-        Some(Event::ConnRequest { request: ConnRequest(Some(ticket)), client_addr })
+        Some(Event::ConnRequest { listener, request: ConnRequest(Some(ticket)), client_addr })
     }
 }
 

@@ -35,8 +35,8 @@ pub(super) struct Slot {
     /// Null: free, or being created.
     ep: Cell<ucp_ep_h>,
     creating: Cell<bool>,
-    /// Connecting is over.
-    pub(super) settled: Cell<bool>,
+    /// Flushes that have not ended: connecting is over when there is none.
+    pub(super) settling: Cell<u32>,
     /// Closed by its user: its id is stale.
     closing: Cell<bool>,
     pub(super) failed: Cell<bool>,
@@ -113,7 +113,7 @@ impl Table {
                 generation: Cell::new(1),
                 ep: Cell::new(ptr::null_mut()),
                 creating: Cell::new(false),
-                settled: Cell::new(false),
+                settling: Cell::new(0),
                 closing: Cell::new(false),
                 failed: Cell::new(false),
                 reply: Cell::new(false),
@@ -134,7 +134,7 @@ impl Table {
     /// The next endpoint that waited to be closed and can be.
     fn pop_settled(&mut self) -> Option<NonNull<Slot>> {
         // SAFETY: as in `slot`.
-        let at = self.closing.iter().position(|slot| unsafe { slot.as_ref() }.settled.get())?;
+        let at = self.closing.iter().position(|slot| unsafe { slot.as_ref() }.settling.get() == 0)?;
         Some(self.closing.swap_remove(at))
     }
 }
@@ -192,7 +192,7 @@ impl Worker {
         set(&mut params);
         slot.failed.set(false);
         slot.closing.set(false);
-        slot.settled.set(false);
+        slot.settling.set(0);
         slot.reply.set(reply);
         slot.creating.set(true);
         let mut ep = ptr::null_mut();
@@ -213,6 +213,29 @@ impl Worker {
         Ok(slot.id())
     }
 
+    /// Sends a first message, header only, with which each side gets to know the other's endpoint.
+    ///
+    /// Over shared memory messages pass without that, and UCX would catch up on it at the first rendezvous or keepalive.
+    /// UCX 1.13 does not survive a close in the middle of it ("remote_id == ep->remote_ep_id"): so it is done here, and a
+    /// close waits for its end.
+    ///
+    /// # Errors
+    /// As [`Worker::send_copy`].
+    pub(crate) fn prove(&mut self, id: EndpointId, header: &[u8], token: u64) -> Result<(), Error> {
+        let place = {
+            let table = self.core().endpoints.borrow();
+            table.slot(id).map(NonNull::from).ok_or_else(stale)?
+        };
+        // SAFETY: slots live as long as the core.
+        let slot = unsafe { place.as_ref() };
+        let before = slot.reply.replace(true);
+        let sent = self.send_copy(id, header, [&[], &[]], token);
+        slot.reply.set(before);
+        let _ = sent?;
+        self.settle(place);
+        Ok(())
+    }
+
     /// Has UCX say when connecting is over.
     fn settle(&mut self, place: NonNull<Slot>) {
         let core = self.core();
@@ -225,7 +248,7 @@ impl Worker {
         param.user_data = place.as_ptr().cast();
         // SAFETY: a live endpoint; the slot outlives the request, because it is not reused before its end.
         let request = unsafe { core.ucx.ucp_ep_flush_nbx(slot.ep.get(), &param) };
-        slot.settled.set(!sys::UCS_PTR_IS_PTR(request));
+        slot.settling.set(slot.settling.get() + u32::from(sys::UCS_PTR_IS_PTR(request)));
     }
 
     /// Closes an endpoint: its id is stale from here on, and what is in flight on it ends with an error event, now or with
@@ -241,7 +264,7 @@ impl Worker {
             // SAFETY: slots live as long as the core.
             let slot = unsafe { place.as_ref() };
             table.retire(slot);
-            if !slot.settled.get() {
+            if slot.settling.get() > 0 {
                 table.closing.push(place);
                 core.closing.set(table.closing.len());
                 return;
@@ -251,17 +274,20 @@ impl Worker {
         self.close_now(place);
     }
 
-    /// Closes what waited for it and is settled.
+    /// Closes what waited for it and is settled; says how many, because a close is work that an armed worker must not sleep on.
     #[cold]
-    pub(super) fn close_settled(&mut self) {
+    pub(super) fn close_settled(&mut self) -> u32 {
+        let mut count = 0;
         loop {
             let core = self.core();
             let next = core.endpoints.borrow_mut().pop_settled();
             let Some(place) = next else { break };
             self.close_now(place);
+            count += 1;
         }
         let left = self.core().endpoints.borrow().closing.len();
         self.core().closing.set(left);
+        count
     }
 
     fn close_now(&mut self, place: NonNull<Slot>) {

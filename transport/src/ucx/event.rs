@@ -95,6 +95,8 @@ pub(crate) enum Event {
     },
     /// A client wants to connect through UCX's connection manager.
     ConnRequest {
+        /// The listener's index.
+        listener: usize,
         /// To accept or reject; dropping it rejects.
         request: ConnRequest,
         /// Where the client says it is, if UCX can tell.

@@ -65,27 +65,36 @@ pub(super) struct Op {
     /// The header, and behind it a copied payload.
     pub(super) buffer: Vec<u8>,
     pub(super) param: sys::ucp_request_param_t,
+    /// Its place in [`Ops::all`].
+    place: usize,
+    in_use: bool,
 }
 
-/// The free list.
+/// All operations, and those that are free.
 #[derive(Default)]
 pub(super) struct Ops {
     free: Vec<NonNull<Op>>,
+    all: Vec<NonNull<Op>>,
 }
 
 impl Ops {
     /// A free operation; only its `core` and the constant part of `param` are set.
     #[inline]
     pub(super) fn take(&mut self, core: NonNull<Core>) -> NonNull<Op> {
-        self.free.pop().unwrap_or_else(|| Self::make(core))
+        let op = self.free.pop().unwrap_or_else(|| self.make(core));
+        // SAFETY: a free operation is known to nobody else.
+        unsafe { (*op.as_ptr()).in_use = true };
+        op
     }
 
     #[cold]
-    fn make(core: NonNull<Core>) -> NonNull<Op> {
+    fn make(&mut self, core: NonNull<Core>) -> NonNull<Op> {
         // SAFETY: all fields are integers, pointers and unions of pointers to functions in an `Option`: zero is valid.
         let param: sys::ucp_request_param_t = unsafe { std::mem::zeroed() };
-        let op = Box::new(Op { core, token: 0, hold: Hold::Nothing, buffer: Vec::new(), param });
+        let (hold, place) = (Hold::Nothing, self.all.len());
+        let op = Box::new(Op { core, token: 0, hold, buffer: Vec::new(), param, place, in_use: false });
         let op = NonNull::from(Box::leak(op));
+        self.all.push(op);
         let param = sys::ucp_request_param_t {
             op_attr_mask: sys::UCP_OP_ATTR_FIELD_CALLBACK
                 | sys::UCP_OP_ATTR_FIELD_USER_DATA
@@ -115,12 +124,27 @@ impl Ops {
         if free.buffer.capacity() > KEPT_BUFFER {
             free.buffer = Vec::new();
         }
+        free.in_use = false;
         if self.free.len() < KEPT_OPS {
             self.free.push(op);
         } else {
+            let place = free.place;
+            self.all.swap_remove(place);
+            if let Some(moved) = self.all.get(place) {
+                // SAFETY: operations in the list live, and this one is another than `op`, which left it.
+                unsafe { (*moved.as_ptr()).place = place };
+            }
             // SAFETY: it was leaked from a box in `make`, and nobody knows it any more.
             drop(unsafe { Box::from_raw(op.as_ptr()) });
         }
+    }
+}
+
+impl Ops {
+    /// The operations that were taken and not put back.
+    pub(super) fn in_use(&self) -> Vec<NonNull<Op>> {
+        // SAFETY: operations in the list live, and nobody changes them meanwhile.
+        self.all.iter().copied().filter(|op| unsafe { (*op.as_ptr()).in_use }).collect()
     }
 }
 

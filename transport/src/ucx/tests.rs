@@ -1,6 +1,7 @@
 //! Real UCX. It reads its settings when it is loaded, so every scenario runs in a process of its own, once per transport.
 
 mod cm;
+mod curve;
 mod death;
 mod latency;
 mod scenarios;
@@ -25,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The process that a scenario runs in.
 #[test]
-#[ignore = "started by the other tests, in a process with UCX settings of its own"]
+#[ignore = "needs UCRPC_TEST_UCX_SCENARIO: the other tests start it, in processes with UCX settings of their own"]
 fn child() {
     let name = std::env::var(SCENARIO).expect("only the other tests start this");
     match name.as_str() {
@@ -49,6 +50,8 @@ fn child() {
         "cm_reject" => cm::reject(),
         "rejecter" => cm::rejecter(),
         "cm_cycles" => cm::cycles(),
+        "curve_accepting" => curve::accepting(),
+        "curve_dialling" => curve::dialling(),
         other => panic!("no scenario {other}"),
     }
     println!("{PASSED} {name}");
@@ -127,6 +130,8 @@ over! {
     connection_requests_are_accepted: "cm" over "tcp", "all";
     connection_requests_are_rejected: "cm_reject" over "tcp", "all";
     connections_come_and_go: "cm_cycles" over "tcp", "all";
+    curves_clients_are_served: "curve_accepting" over "tcp", "all";
+    curves_servers_are_dialled: "curve_dialling" over "tcp", "all";
 }
 
 /// Bytes that tell a missing, doubled or shifted part.

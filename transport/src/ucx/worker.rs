@@ -235,10 +235,8 @@ impl Worker {
         let core = self.core();
         // SAFETY: the owning thread, not inside a callback (those have no `Worker`).
         let worked = unsafe { core.ucx.ucp_worker_progress(core.handle) };
-        if core.closing.get() > 0 {
-            self.close_settled();
-        }
-        returned + worked
+        let closed = if core.closing.get() > 0 { self.close_settled() } else { 0 };
+        returned + worked + closed
     }
 
     /// Asks for the event fd to become readable with the next event.
@@ -279,13 +277,14 @@ impl Worker {
         }
     }
 
-    /// Gives UCX back what was dropped since the last time.
+    /// Gives UCX back what was dropped since the last time; says how much of it somebody waits for.
     #[cold]
     pub(super) fn take_back(&mut self) -> u32 {
         let mut count = 0;
         let core = self.core();
         while let Some(item) = core.returns.pop() {
-            count += 1;
+            // Memory that comes back is no work: nobody waits for it, and nobody was woken for it.
+            count += u32::from(!matches!(item, Return::Eager(_)));
             let (desc, counter) = match item {
                 Return::Eager(desc) => (desc, &core.lent),
                 Return::Announced(desc) => (desc, &core.announced),
@@ -299,6 +298,16 @@ impl Worker {
             unsafe { core.ucx.ucp_am_data_release(core.handle, desc.0.as_ptr().cast()) };
         }
         count
+    }
+
+    /// Whether nothing but operations of closed endpoints is left. They end with the next progress, or never: over shared memory
+    /// UCX up to 1.22 waits for room in the peer's queue before it ends them, and a dead peer makes none.
+    pub(crate) fn is_stuck(&self) -> bool {
+        let left = Counters { dropped: 0, ..self.inflight() };
+        let operations = left.sends + left.fetches;
+        operations > 0
+            && left == (Counters { sends: left.sends, fetches: left.fetches, ..Counters::default() })
+            && self.core().listeners.borrow().is_empty()
     }
 
     /// What is outstanding.
@@ -348,6 +357,11 @@ impl Worker {
             }
             if !worked && !drained {
                 if Instant::now() >= deadline {
+                    // These may never end, and need nothing but the worker's own end.
+                    if (Counters { sends: 0, fetches: 0, ..left }) == Counters::default() {
+                        tracing::warn!(?left, "ucx has not ended operations of endpoints that are closed");
+                        break;
+                    }
                     return self.park(left);
                 }
                 std::thread::sleep(Duration::from_micros(200));
@@ -355,8 +369,16 @@ impl Worker {
         }
         let core = self.core();
         core.returns.close();
-        // SAFETY: no endpoints, operations or lent memory are left, and nobody signals any more. Destroyed once: `ended`.
+        // SAFETY: no endpoints or lent memory are left, and nobody signals any more. Destroyed once: `ended`.
         unsafe { core.ucx.ucp_worker_destroy(core.handle) };
+        while let Some(event) = self.poll_event() {
+            drop(event);
+        }
+        let abandoned = self.core().ops.borrow().in_use();
+        for op in abandoned {
+            // SAFETY: the worker that knew it is no more, and its event, if there was one, was taken above.
+            drop(unsafe { self.recycle(op) });
+        }
         // SAFETY: leaked from a box in `new`; UCX, which had pointers to it, is done with it.
         drop(unsafe { Box::from_raw(self.core.as_ptr()) });
         true

@@ -35,8 +35,11 @@ pub(super) mod field {
     /// u64.
     pub(crate) const ID: u16 = 13;
 
+    /// u16.
+    pub(crate) const ENDPOINT: u16 = 14;
+
     /// The highest of them.
-    pub(crate) const LAST: u16 = ID;
+    pub(crate) const LAST: u16 = ENDPOINT;
 }
 
 /// Writes `message`.
@@ -117,6 +120,12 @@ impl Writer {
         );
     }
 
+    fn endpoint(&mut self, number: Option<u16>) {
+        if let Some(number) = number {
+            self.field(field::ENDPOINT, &[&number.to_le_bytes()]);
+        }
+    }
+
     fn client_hello(&mut self, hello: &ClientHello) {
         let want = match hello.want {
             Want::Auto => 0,
@@ -131,6 +140,7 @@ impl Writer {
         self.field(field::LIMITS, &[&hello.max_message.to_le_bytes(), &hello.max_head.to_le_bytes()]);
         self.credit(hello.credit);
         self.field(field::KEEPALIVE, &[&hello.keepalive_ms.to_le_bytes()]);
+        self.endpoint(hello.least_endpoint);
         match (&hello.ucx, &hello.no_ucx_reason) {
             (Some(info), _) if info.fits() => self.ucx(info),
             (_, Some((code, text))) => self.reason(*code, text),
@@ -151,6 +161,7 @@ impl Writer {
         self.field(field::LIMITS, &[&accept.max_message.to_le_bytes(), &accept.max_head.to_le_bytes()]);
         self.credit(accept.credit);
         self.field(field::KEEPALIVE, &[&accept.keepalive_ms.to_le_bytes()]);
+        self.endpoint(accept.endpoint.filter(|_| accept.transport == Transport::Ucx));
         if let Some(info) = accept.ucx.as_ref().filter(|info| info.fits()) {
             self.ucx(info);
         }
@@ -236,15 +247,19 @@ fn client_hello(fields: &Fields<'_>) -> Result<ClientHello, HelloError> {
         ucx,
         no_ucx_reason,
         keepalive_ms: u32::from_le_bytes(fields.array(field::KEEPALIVE)?),
+        least_endpoint: fields.endpoint()?,
     })
 }
 
 fn accept(fields: &Fields<'_>) -> Result<Accept, HelloError> {
     let (ucx, fallback) = (fields.ucx()?, fields.reason()?);
     let transport = match fields.array(field::TRANSPORT)? {
-        [1] => Transport::Tcp,
         [2] if ucx.is_none() => return Err(HelloError::Missing(field::UCX)),
+        [1] if fields.get(field::ENDPOINT).is_some() => {
+            return Err(HelloError::Contradiction(field::TRANSPORT, field::ENDPOINT));
+        }
         [2] if fallback.is_some() => return Err(HelloError::Contradiction(field::TRANSPORT, field::REASON)),
+        [1] => Transport::Tcp,
         [2] => Transport::Ucx,
         [value] => return Err(HelloError::Value { field: field::TRANSPORT, value }),
     };
@@ -263,6 +278,7 @@ fn accept(fields: &Fields<'_>) -> Result<Accept, HelloError> {
         max_head,
         credit: fields.credit()?,
         keepalive_ms: u32::from_le_bytes(fields.array(field::KEEPALIVE)?),
+        endpoint: fields.endpoint()?,
     })
 }
 
@@ -327,6 +343,10 @@ impl<'a> Fields<'a> {
     fn credit(&self) -> Result<Credit, HelloError> {
         let [m0, m1, m2, m3, bytes @ ..] = self.array::<12>(field::CREDIT)?;
         Ok(Credit { messages: u32::from_le_bytes([m0, m1, m2, m3]), bytes: u64::from_le_bytes(bytes) })
+    }
+
+    fn endpoint(&self) -> Result<Option<u16>, HelloError> {
+        self.get(field::ENDPOINT).map(|_| self.array(field::ENDPOINT).map(u16::from_le_bytes)).transpose()
     }
 
     fn reason(&self) -> Result<Option<(u16, String)>, HelloError> {

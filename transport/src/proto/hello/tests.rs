@@ -21,12 +21,13 @@ fn hello() -> ClientHello {
         }),
         no_ucx_reason: None,
         keepalive_ms: 750,
+        least_endpoint: Some(0x0302),
     }
 }
 
 #[rustfmt::skip]
 const HELLO: &[u8] = &[
-    b'U', b'C', b'R', b'P', 1, 1, 0, 0, 126, 0, 0, 0,
+    b'U', b'C', b'R', b'P', 1, 1, 0, 0, 132, 0, 0, 0,
     1, 0, 1, 0,  0,
     2, 0, 8, 0,  1, 0, 0, 0, 0, 0, 0, 0,
     3, 0, 8, 0,  3, 0, 0, 0, 0, 0, 0, 0,
@@ -35,6 +36,7 @@ const HELLO: &[u8] = &[
     6, 0, 12, 0, 0, 0, 0, 1, 0, 0, 0, 0,  0, 0, 1, 0,
     7, 0, 12, 0, 64, 0, 0, 0,  0, 0, 0x20, 0, 0, 0, 0, 0,
     8, 0, 4, 0,  0xee, 2, 0, 0,
+    14, 0, 2, 0, 2, 3,
     9, 0, 21, 0, 1, 0, 13, 0, 1, 0,  0xcd, 0xab, 0, 0, 0, 0, 0, 0,  3, 0, b's', b'=', b'1',  9, 8,
 ];
 
@@ -179,6 +181,7 @@ fn accept_of(transport: Transport, fallback: Option<(u16, String)>, ucx: Option<
         max_head: 4,
         credit: Credit { messages: 5, bytes: 6 },
         keepalive_ms: 7,
+        endpoint: (transport == Transport::Ucx).then_some(9),
     })
 }
 
@@ -214,6 +217,7 @@ fn messages() -> impl Strategy<Value = Message> {
             no_ucx_reason: reason.filter(|_| ucx.is_none()),
             ucx,
             keepalive_ms: b.4,
+            least_endpoint: (b.3 % 3 == 0).then_some(b.4 as u16),
         })
     });
     prop_oneof![

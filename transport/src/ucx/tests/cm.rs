@@ -12,7 +12,7 @@ fn loopback(port: u16) -> SocketAddr {
 fn dial(group: &mut Group, listener: &CmListener) -> (EndpointId, ConnRequest) {
     let client = group.workers[0].connect_cm(loopback(listener.port())).expect("dials");
     let (request, addr) = group.until("a connection request", |index, event| match event {
-        Event::ConnRequest { request, client_addr } if index == 1 => Some((request, client_addr)),
+        Event::ConnRequest { request, client_addr, .. } if index == 1 => Some((request, client_addr)),
         other => panic!("unexpected at {index}: {other:?}"),
     });
     assert!(addr.is_some_and(|addr| addr.ip().is_loopback() && addr.port() != 0), "{addr:?}");

@@ -12,7 +12,7 @@ const WARM_UP: usize = 3000;
 
 /// Prints the ratio for tcp and both kinds of shared memory. It measures, so it asserts only that it ran.
 #[test]
-#[ignore = "a measurement: needs two quiet cores and ucx_perftest"]
+#[ignore = "needs two quiet cores and ucx_perftest: a measurement"]
 fn against_ucx_perftest() {
     for tls in ["posix", "sysv", "tcp"] {
         let mut ours = Vec::new();
@@ -33,7 +33,7 @@ fn against_ucx_perftest() {
 /// What one message costs above UCX itself: the same pair of workers on one thread, once through the room and once with
 /// bare calls and a handler that counts.
 #[test]
-#[ignore = "a measurement: needs an optimised build"]
+#[ignore = "needs an optimised build: a measurement"]
 fn overhead_per_message() {
     for tls in ["posix", "sysv"] {
         let out = run("overhead", tls);

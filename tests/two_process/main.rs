@@ -1,0 +1,48 @@
+//! Real processes: negotiation, death, cut links, hostile peers, and connecting that fails.
+//!
+//! The test binary runs itself as the peers (`peer.rs`), which take commands on stdin and report on stdout. Cut links and
+//! unreachable addresses need network namespaces, so this suite needs root and `ip` (iproute2); without them those tests
+//! fail. UCX 1.13 must be installed, and the version tests need the wheels that `ci/wheels.sh` fetches.
+//!
+//! `cargo test --test two_process -- kill` runs the tests with `kill` in their names; the detection times are printed at the end.
+
+mod connect;
+mod cut;
+mod death;
+mod hostile;
+mod negotiation;
+mod netns;
+mod peer;
+mod process;
+mod relay;
+mod table;
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Trial};
+
+/// The outcome of a test.
+type Outcome = Result<(), libtest_mimic::Failed>;
+
+fn main() -> ExitCode {
+    if std::env::var_os(process::ROLE).is_some() {
+        return peer::main();
+    }
+    let mut arguments = Arguments::from_args();
+    // Most of the time is spent waiting for deadlines of 2.5 s; more at once would make each other late on two cores.
+    arguments.test_threads = Some(arguments.test_threads.unwrap_or(3).min(3));
+    if !arguments.list {
+        netns::remove_leftovers();
+    }
+    let mut trials: Vec<Trial> = Vec::new();
+    trials.extend(negotiation::trials());
+    trials.extend(death::trials());
+    trials.extend(cut::trials());
+    trials.extend(hostile::trials());
+    trials.extend(connect::trials());
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    if !arguments.list {
+        table::print();
+    }
+    conclusion.exit_code()
+}

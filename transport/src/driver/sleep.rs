@@ -1,0 +1,186 @@
+//! The ritual of going to sleep, and the detector behind it.
+
+use std::time::Duration;
+
+use super::io::{Core, Source, WorkerSlot};
+use crate::{event::poller::Key, ucx::Armed};
+
+/// So often in a row, with nothing done in between, a worker may say that it is busy before the thread naps all the same. Over
+/// shared memory it says so while messages wait for room in a peer's queue, which may be long, or for ever if the peer is dead.
+const BUSY_ARMS: u32 = 1000;
+/// How long such a nap is: the most that a message of a busy worker is late.
+const NAP: Duration = Duration::from_millis(1);
+/// A worker's descriptor that stays ready although progress finds nothing is believed this often in a row.
+const USELESS_EDGES: u32 = 3;
+
+/// How long to sleep.
+pub(super) struct Asleep {
+    pub(super) timeout: Duration,
+    /// It is a timer's time; else the detector's.
+    pub(super) by_timer: bool,
+}
+
+impl Core {
+    /// Whether any queue that others fill has something. Part of the sleep ritual.
+    fn has_queued_work(&self) -> bool {
+        !self.ring.is_empty()
+            || !self.io.ready.is_empty()
+            || !self.io.shared.commands.is_empty()
+            || !self.io.shared.woken_tasks.is_empty()
+            || !self.io.doomed.is_empty()
+    }
+
+    /// Sleeps in the poller, if nothing is left to do.
+    pub(super) fn sleep(&mut self, woken: &dyn Fn() -> bool) {
+        let Some(asleep) = self.fall_asleep(woken) else { return };
+        let result = self.io.poller.poll(Some(asleep.timeout));
+        self.io.shared.wake.wake_up();
+        if let Err(error) = result {
+            tracing::error!(%error, "the poller failed");
+        }
+        self.update_clock();
+        self.after_sleep(Some(asleep.by_timer));
+    }
+
+    /// Ends a sleep that somebody else's poller has slept: `timed_out` says that its time is over.
+    #[cfg(feature = "tokio")]
+    pub(super) fn wake_up_elsewhere(&mut self, asleep: &Asleep, timed_out: bool) {
+        self.io.shared.wake.wake_up();
+        if let Err(error) = self.io.poller.poll(Some(Duration::ZERO)) {
+            tracing::error!(%error, "the poller failed");
+        }
+        self.update_clock();
+        self.after_sleep(timed_out.then_some(asleep.by_timer));
+    }
+
+    /// Goes to sleep, by the ritual: announce, look at every queue, arm UCX, let it work once more, make sure that no
+    /// edge of its descriptor was used up, commit. What is left is to wait for the poller's descriptor, and to wake up.
+    pub(super) fn fall_asleep(&mut self, woken: &dyn Fn() -> bool) -> Option<Asleep> {
+        let shared = self.io.shared.clone();
+        let counters = &shared.counters;
+        counters.arms.add(1);
+        shared.wake.begin_arming();
+        if woken() || self.has_queued_work() {
+            counters.arm_queue_busy.add(1);
+            shared.wake.wake_up();
+            return None;
+        }
+        let armed = self.arm();
+        if !armed && self.io.busy_arms.0 < BUSY_ARMS {
+            shared.wake.wake_up();
+            return None;
+        }
+        if !shared.wake.commit_sleep() {
+            counters.commit_refused.add(1);
+            shared.wake.wake_up();
+            return None;
+        }
+        self.update_clock();
+        // Nobody else says for as long as it sleeps how things stand.
+        self.io.publish(self.conns.len());
+        let detector = shared.config.detector.max(Duration::from_millis(1));
+        let timer = self.io.timers.next().map(|at| at.saturating_duration_since(self.io.now));
+        let longest = if armed { detector } else { NAP };
+        let timeout = timer.map_or(longest, |t| t.min(longest));
+        counters.sleeps.add(1);
+        self.io.publish(self.conns.len());
+        Some(Asleep { timeout, by_timer: !armed || timer.is_some_and(|t| t <= detector) })
+    }
+
+    /// Says why the sleep ended, and acts on it. `by_timer` says whose time is over if there are no edges: a timer's or the
+    /// detector's.
+    fn after_sleep(&mut self, by_timer: Option<bool>) {
+        let mut edges = std::mem::take(&mut self.io.edges);
+        self.io.poller.take(&mut edges);
+        let counters = &self.io.shared.counters;
+        for edge in &edges {
+            match self.io.sources.get(edge.key) {
+                Some(Source::Worker) => counters.wakes_by_ucx.add(1),
+                _ if edge.key == Key::WAKER => counters.wakes_by_waker.add(1),
+                _ => counters.wakes_by_io.add(1),
+            }
+        }
+        let silent = edges.is_empty();
+        self.io.edges = edges;
+        match by_timer.filter(|_| silent) {
+            Some(true) => counters.wakes_by_timer.add(1),
+            Some(false) => {
+                counters.detector_timeouts.add(1);
+                self.detect();
+            }
+            None => {}
+        }
+        let edges = std::mem::take(&mut self.io.edges);
+        self.act_on(edges);
+        self.fire_timers();
+    }
+
+    /// The safety timeout ended a sleep: is there work that nothing announced? What arrives just now announces itself,
+    /// so the poller is asked before and after.
+    fn detect(&mut self) {
+        if self.has_pending_edges() {
+            return;
+        }
+        let queued = self.has_queued_work();
+        let found = queued || self.progress();
+        if !found || (!queued && self.has_pending_edges()) {
+            return;
+        }
+        self.io.shared.counters.wake_detector_hits.add(1);
+        tracing::error!(dispatcher = self.io.shared.id, queued, "a wake-up was lost: please report this");
+    }
+
+    fn has_pending_edges(&mut self) -> bool {
+        if self.io.poller.poll(Some(Duration::ZERO)).is_err() {
+            return true;
+        }
+        let mut edges = std::mem::take(&mut self.io.edges);
+        let before = edges.len();
+        self.io.poller.take(&mut edges);
+        let any = edges.len() > before;
+        self.io.edges = edges;
+        any
+    }
+
+    /// Arms UCX; `false` means that there is work.
+    fn arm(&mut self) -> bool {
+        let WorkerSlot::Ready { worker, .. } = &mut self.io.worker else { return true };
+        let counters = &self.io.shared.counters;
+        let (busy_arms, work_before) = std::mem::take(&mut self.io.busy_arms);
+        let work = counters.turns_with_work.get();
+        match worker.arm() {
+            Ok(Armed::Ok) => {}
+            Ok(Armed::Busy) => {
+                counters.arm_ucx_busy.add(1);
+                self.io.busy_arms = (if work == work_before { busy_arms.saturating_add(1) } else { 1 }, work);
+                return false;
+            }
+            Err(error) => {
+                tracing::error!(%error, "the ucx worker cannot be armed");
+                return false;
+            }
+        }
+        // Over verbs a completion between the last progress and the arming raises no event.
+        if worker.progress() != 0 {
+            counters.arm_progress_found.add(1);
+            return false;
+        }
+        // Over tcp UCX's arm never says busy, and the edge of a socket that progress left readable may be used up.
+        if is_readable(worker.event_fd()) {
+            counters.arm_edge_ready.add(1);
+            self.io.useless_edges += 1;
+            if self.io.useless_edges <= USELESS_EDGES {
+                return false;
+            }
+        }
+        self.io.useless_edges = 0;
+        true
+    }
+}
+
+/// Whether a descriptor is readable now.
+fn is_readable(fd: std::os::fd::BorrowedFd<'_>) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut fds = [PollFd::new(&fd, PollFlags::IN)];
+    poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|n| n > 0)
+}

@@ -1,0 +1,50 @@
+//! The house's own commands. `cargo xtask test` checks everything, `cargo xtask demo` shows what the transports do on
+//! this machine, `cargo xtask bindings` regenerates ucx-sys's bindings.
+
+#![forbid(unsafe_code)]
+
+mod bindings;
+mod demo;
+mod need;
+mod report;
+mod run;
+mod steps;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about, long_about = None)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Installs what is missing, where it can, and runs every check; prints a table of the results
+    ///
+    /// Exit codes: 0 everything passed, 1 something failed, 2 nothing failed but a required step could not run.
+    Test(test::Args),
+    /// Echoes messages between two processes over TCP, Unix sockets and UCX, and prints a table of the latencies
+    Demo(demo::Args),
+    /// Regenerates ucx-sys/src/bindings.rs from the installed UCX 1.13 headers
+    Bindings,
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Test(args) => test::run(&args),
+        Command::Demo(args) => demo::run(&args),
+        Command::Bindings => bindings::run(),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("xtask: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! `cargo xtask test`: sets up, runs the steps, sums up.
+
+use std::{
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    need::{self, Need},
+    report,
+    steps::{STEPS, Step},
+};
+
+/// Arguments of `cargo xtask test`.
+#[derive(clap::Args)]
+#[command(after_help = after_help())]
+pub(crate) struct Args {
+    /// Only what a change should pass before it is committed
+    #[arg(long)]
+    quick: bool,
+    /// Installs nothing
+    #[arg(long)]
+    no_install: bool,
+    /// The steps to run; all, if none is named
+    #[arg(value_name = "STEP", value_parser = STEPS.iter().map(|s| s.name).collect::<Vec<_>>())]
+    steps: Vec<String>,
+}
+
+fn after_help() -> String {
+    let row = |s: &Step| format!("  {:<9} {}{}\n", s.name, s.about, if s.quick { " (quick)" } else { "" });
+    format!("Steps:\n{}", STEPS.iter().map(row).collect::<String>())
+}
+
+enum Outcome {
+    Passed,
+    Failed(String),
+    /// It could not run, for want of these.
+    Missing(Vec<Need>),
+}
+
+struct Done {
+    step: &'static Step,
+    outcome: Outcome,
+    results: Vec<String>,
+    took: Duration,
+}
+
+pub(crate) fn run(args: &Args) -> Result<ExitCode, String> {
+    let chosen =
+        |s: &&Step| if args.steps.is_empty() { !args.quick || s.quick } else { args.steps.iter().any(|n| n == s.name) };
+    let steps: Vec<&'static Step> = STEPS.iter().filter(chosen).collect();
+    if !args.no_install {
+        let needs: Vec<Need> = steps.iter().flat_map(|s| s.needs.iter().chain(s.wants)).copied().collect();
+        need::install(&needs);
+    }
+    let started = Instant::now();
+    let done: Vec<Done> = steps.into_iter().map(one).collect();
+    sum_up(&done, started.elapsed());
+    let failed = done.iter().any(|d| matches!(d.outcome, Outcome::Failed(_)));
+    let incomplete = done.iter().any(|d| matches!(d.outcome, Outcome::Missing(_)) && !d.step.optional);
+    Ok(match (failed, incomplete) {
+        (true, _) => ExitCode::FAILURE,
+        (false, true) => ExitCode::from(2),
+        (false, false) => ExitCode::SUCCESS,
+    })
+}
+
+fn one(step: &'static Step) -> Done {
+    println!("\n== {}: {}", step.name, step.about);
+    for want in step.wants.iter().filter(|w| !w.is_met()) {
+        println!("-- some of it may fail without: {}", want.remedy());
+    }
+    let missing: Vec<Need> = step.needs.iter().filter(|n| !n.is_met()).copied().collect();
+    let (started, mut results) = (Instant::now(), Vec::new());
+    let outcome = if missing.is_empty() {
+        let failure = step.lines.iter().find_map(|line| match line.run() {
+            Ok(mut lines) => {
+                results.append(&mut lines);
+                None
+            }
+            Err(error) => Some(error),
+        });
+        failure.map_or(Outcome::Passed, Outcome::Failed)
+    } else {
+        Outcome::Missing(missing)
+    };
+    Done { step, outcome, results, took: started.elapsed() }
+}
+
+fn sum_up(done: &[Done], took: Duration) {
+    println!("\n== summary");
+    for step in done {
+        step.results.iter().for_each(|line| println!("{:<8} {line}", step.step.name));
+    }
+    println!();
+    let rows: Vec<Vec<String>> = done.iter().map(row).collect();
+    report::table(&["step", "result", "time", "note"], &rows, &[2]);
+    println!("\n{} steps in {} s", done.len(), took.as_secs());
+}
+
+fn row(done: &Done) -> Vec<String> {
+    let (result, note) = match &done.outcome {
+        Outcome::Passed => ("ok", String::new()),
+        Outcome::Failed(line) => ("FAILED", line.clone()),
+        Outcome::Missing(needs) => {
+            let remedies: Vec<_> = needs.iter().map(|n| n.remedy()).collect();
+            let result = if done.step.optional { "not run" } else { "MISSING" };
+            (result, remedies.join("; "))
+        }
+    };
+    vec![done.step.name.to_owned(), result.to_owned(), format!("{} s", done.took.as_secs()), note]
+}
