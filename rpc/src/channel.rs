@@ -129,6 +129,9 @@ impl Inner {
         if self.lanes.len() == 1 && !self.is_pooled {
             return self.lanes[0].open().map(|conn| (0, conn));
         }
+        if !self.is_pooled {
+            self.turn.fetch_add(1, Ordering::Relaxed);
+        }
         self.open_lane_but(0)
     }
 
@@ -151,9 +154,10 @@ impl Inner {
         None
     }
 
-    /// Where to begin to look: pooled connections are used again as soon as they can be, shared ones take turns.
+    /// Where to begin to look: pooled connections are used again as soon as they can be, shared ones take turns. Only the
+    /// start of a call moves the turn on: calls whose hedges did would always meet the same server first.
     fn first_turn(&self) -> usize {
-        if self.is_pooled { 0 } else { self.turn.fetch_add(1, Ordering::Relaxed) }
+        if self.is_pooled { 0 } else { self.turn.load(Ordering::Relaxed) }
     }
 
     /// The lane for an attempt: open ones first, then those that were not tried and are not known to be down. `None` if all

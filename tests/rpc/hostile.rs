@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use ucrpc::rpc::channel::{RetryOn, RetryPolicy};
-use ucrpc::rpc::client::RawCaller;
 use ucrpc::rpc::wire::{
     FRAME_HEADER_LEN, Limits, MessageBuf, RequestMeta, ResponseMeta, RpcMeta, Step, StreamFrameKind, StreamFrameMeta,
     parse,
@@ -22,6 +21,7 @@ use crate::unary::{bytes_of, request};
 pub const CASES: &[Case] = &[
     ("bad_requests", bad_requests),
     ("not_frames", not_frames),
+    ("idle", idle),
     ("bad_responses", bad_responses),
     ("death_at_every_byte", death_at_every_byte),
 ];
@@ -69,7 +69,7 @@ fn connect(server: &Server) -> TcpStream {
 
 fn serve(bed: &Bed) -> Server {
     let (service, _) = Service::new(Way::Inline);
-    bed.serve(Server::builder().service(EchoServer::new(service)))
+    bed.serve(Server::builder().service(EchoServer::new(service)).max_message(2 << 20))
 }
 
 /// Wrong calls get their error, and the connection lives on.
@@ -88,7 +88,7 @@ fn bad_requests(bed: &Bed) {
     let bomb = {
         let mut zeros = Vec::new();
         let mut encoder = flate2::write::GzEncoder::new(&mut zeros, flate2::Compression::best());
-        for _ in 0..100 {
+        for _ in 0..4 {
             encoder.write_all(&vec![0; 1 << 20]).unwrap();
         }
         encoder.finish().unwrap();
@@ -96,7 +96,7 @@ fn bad_requests(bed: &Bed) {
     };
     let none = RpcMeta { correlation_id: 17, ..RpcMeta::default() };
     let unrequested = RpcMeta { response: Some(ResponseMeta::default()), correlation_id: 99, ..RpcMeta::default() };
-    let cases: Vec<(Vec<u8>, Option<(i64, Code)>)> = vec![
+    let cases = [
         (call(10, "Echo", b"\x0a\x02hi"), Some((10, Code::OK))),
         (raw_frame(&longer, b"short"), Some((11, Code::EREQUEST))),
         (raw_frame(&negative, b"short"), Some((12, Code::EREQUEST))),
@@ -113,10 +113,10 @@ fn bad_requests(bed: &Bed) {
         (prpc(&RpcMeta { content_type: 1, ..meta(19) }, b"{}", b""), Some((19, Code::EREQUEST))),
         (call(10, "Echo", b""), Some((10, Code::OK))),
     ];
-    for (frame, expected) in cases {
+    for (number, (frame, expected)) in cases.into_iter().enumerate() {
         stream.write_all(&frame).unwrap();
         if let Some(expected) = expected {
-            assert_eq!(answer(&mut stream), Some(expected));
+            assert_eq!(answer(&mut stream), Some(expected), "case {number}");
         }
     }
     // A stream that is not there is reset, once; feedback for one is dropped.
@@ -136,6 +136,18 @@ fn bad_requests(bed: &Bed) {
         assert_eq!((answer(&mut stream), answer(&mut stream)), (Some((20, Code::OK)), Some((20, Code::OK))));
     }
     assert_eq!(server.stats().running, 0);
+}
+
+/// brpc's clients keep connections without a word for as long as they like: keepalive must not take them for dead.
+fn idle(bed: &Bed) {
+    let server = serve(bed);
+    let mut stream = connect(&server);
+    stream.write_all(&call(1, "Echo", b"")).unwrap();
+    assert_eq!(answer(&mut stream), Some((1, Code::OK)));
+    // Longer than the deadline of the keepalive; there is nothing to wait for but time.
+    std::thread::sleep(Duration::from_secs(4));
+    stream.write_all(&call(2, "Echo", b"")).unwrap();
+    assert_eq!(answer(&mut stream), Some((2, Code::OK)));
 }
 
 /// What is no frame closes the connection, at once and alone.
