@@ -1,4 +1,5 @@
 //! The service that the examples of one process share.
+#![allow(unreachable_pub, reason = "generated code is public, whatever includes it")]
 
 use std::time::{Duration, Instant};
 

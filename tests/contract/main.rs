@@ -8,6 +8,8 @@
 
 mod bed;
 mod cases;
+#[path = "../util/retry.rs"]
+mod retry;
 mod tools;
 
 use std::{
@@ -15,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::{Arguments, Failed};
 
 use self::{
     bed::{BACKENDS, Backend, Bed},
@@ -35,7 +37,7 @@ fn main() -> ExitCode {
     let pairs = BACKENDS.iter().flat_map(|b| cases::all().map(move |c| (b, c)));
     let trials = pairs.filter(|(backend, case)| is_for(backend, case)).map(|(backend, case)| {
         let name = format!("{}/{}", backend.name, case.name);
-        Trial::test(name.clone(), move || parent(backend, &name))
+        retry::trial(name.clone(), move || parent(backend, &name))
     });
     libtest_mimic::run(&arguments, trials.collect()).exit_code()
 }

@@ -11,13 +11,15 @@ mod echo;
 mod ending;
 mod hostile;
 mod resilience;
+#[path = "../util/retry.rs"]
+mod retry;
 mod streams;
 mod stress;
 mod unary;
 
 use std::process::{Command, ExitCode};
 
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::{Arguments, Failed};
 
 use self::bed::{BACKENDS, Backend, Case};
 
@@ -37,7 +39,7 @@ fn main() -> ExitCode {
     let raw = raw.flat_map(|backend| hostile::CASES.iter().map(move |case| (backend, case)));
     let trials = everywhere.chain(raw).map(|(backend, (case, _))| {
         let (backend, name) = (*backend, format!("{}/{case}", backend.name));
-        Trial::test(name.clone(), move || parent(&backend, &name))
+        retry::trial(name.clone(), move || parent(&backend, &name))
     });
     libtest_mimic::run(&arguments, trials.collect()).exit_code()
 }

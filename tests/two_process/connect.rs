@@ -11,13 +11,13 @@ use crate::{
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
-        Trial::test("connect/refused", refused),
-        Trial::test("connect/unreachable", unreachable),
-        Trial::test("connect/unknown-name", unknown_name),
-        Trial::test("connect/timeout", timeout),
-        Trial::test("connect/several-addresses", several_addresses),
-        Trial::test("listen/errors", listen_errors),
-        Trial::test("listen/no-descriptors", no_descriptors),
+        crate::retry::trial("connect/refused", refused),
+        crate::retry::trial("connect/unreachable", unreachable),
+        crate::retry::trial("connect/unknown-name", unknown_name),
+        crate::retry::trial("connect/timeout", timeout),
+        crate::retry::trial("connect/several-addresses", several_addresses),
+        crate::retry::trial("listen/errors", listen_errors),
+        crate::retry::trial("listen/no-descriptors", no_descriptors),
     ]
 }
 

@@ -40,13 +40,17 @@ pub(crate) fn trials() -> Vec<Trial> {
         for (victim, who) in [(Victim::Client, "client"), (Victim::Server, "server")] {
             for mode in ["idle", "load"] {
                 let name = format!("{who}-{mode}/{}", backend.name);
-                trials.push(Trial::test(format!("kill/{name}"), move || kill(backend, victim, mode)));
-                trials.push(Trial::test(format!("stop/{name}"), move || stop(backend, victim, mode)));
+                trials.push(crate::retry::trial(format!("kill/{name}"), move || kill(backend, victim, mode)));
+                trials.push(crate::retry::trial(format!("stop/{name}"), move || stop(backend, victim, mode)));
             }
         }
-        trials.push(Trial::test(format!("stop/close-under-way/{}", backend.name), move || close_under_way(backend)));
-        trials.push(Trial::test(format!("stop/briefly/{}", backend.name), move || stop_briefly(backend)));
-        trials.push(Trial::test(format!("stop/before-the-hello/{}", backend.name), move || stopped_listener(backend)));
+        trials.push(crate::retry::trial(format!("stop/close-under-way/{}", backend.name), move || {
+            close_under_way(backend)
+        }));
+        trials.push(crate::retry::trial(format!("stop/briefly/{}", backend.name), move || stop_briefly(backend)));
+        trials.push(crate::retry::trial(format!("stop/before-the-hello/{}", backend.name), move || {
+            stopped_listener(backend)
+        }));
     }
     trials
 }

@@ -15,6 +15,8 @@ mod netns;
 mod peer;
 mod process;
 mod relay;
+#[path = "../util/retry.rs"]
+mod retry;
 mod table;
 
 use std::process::ExitCode;

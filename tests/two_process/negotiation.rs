@@ -34,23 +34,23 @@ pub(crate) fn trials() -> Vec<Trial> {
         ("auto", "auto", ("UCX_TLS", "all"), "ucx ("),
         ("auto-ipv6", "auto6", TCP, "ucx (tcp"),
     ] {
-        trials.push(Trial::test(format!("echo/{name}"), move || echo(scheme, env, lane)));
+        trials.push(crate::retry::trial(format!("echo/{name}"), move || echo(scheme, env, lane)));
     }
     for version in WHEELS {
         for env in [TCP, POSIX] {
             let name = format!("echo/wheel-{version}-{}", env.1);
-            trials.push(Trial::test(name, move || wheel_echo(version, env)));
+            trials.push(crate::retry::trial(name, move || wheel_echo(version, env)));
         }
-        trials.push(Trial::test(format!("fallback/version-{version}"), move || version_differs(version)));
+        trials.push(crate::retry::trial(format!("fallback/version-{version}"), move || version_differs(version)));
     }
     for case in CASES {
-        trials.push(Trial::test(format!("fallback/{}", case.name), || falls_back(case)));
+        trials.push(crate::retry::trial(format!("fallback/{}", case.name), || falls_back(case)));
     }
-    trials.push(Trial::test("fallback/proof-goes-astray", proof_goes_astray));
-    trials.push(Trial::test("fallback/proof-lost-in-the-network", proof_lost));
-    trials.push(Trial::test("fallback/loopback-on-two-hosts", only_loopback));
-    trials.push(Trial::test("override/client", override_client));
-    trials.push(Trial::test("override/server", override_server));
+    trials.push(crate::retry::trial("fallback/proof-goes-astray", proof_goes_astray));
+    trials.push(crate::retry::trial("fallback/proof-lost-in-the-network", proof_lost));
+    trials.push(crate::retry::trial("fallback/loopback-on-two-hosts", only_loopback));
+    trials.push(crate::retry::trial("override/client", override_client));
+    trials.push(crate::retry::trial("override/server", override_server));
     trials
 }
 

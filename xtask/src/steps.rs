@@ -20,13 +20,16 @@ pub(crate) struct Step {
     pub(crate) wants: &'static [Need],
     /// Part of `--quick`.
     pub(crate) quick: bool,
+    /// Takes many minutes: run with `--all`, or when it is named.
+    pub(crate) long: bool,
     /// If it cannot run, the whole is still complete: tools that are not part of a stable toolchain.
     pub(crate) optional: bool,
     /// What it runs, in order; the first failure ends it.
     pub(crate) lines: &'static [Line],
 }
 
-const STEP: Step = Step { name: "", about: "", needs: &[], wants: &[], quick: false, optional: false, lines: &[] };
+const STEP: Step =
+    Step { name: "", about: "", needs: &[], wants: &[], quick: false, long: false, optional: false, lines: &[] };
 
 const fn line(words: &'static [&'static str]) -> Line {
     Line { env: &[], words }
@@ -86,7 +89,9 @@ pub(crate) const STEPS: &[Step] = &[
             },
             Line {
                 env: &[("UCRPC_UCX_LIBRARY", "none")],
-                words: &["cargo", "test", "-p", "ucrpc", "--test", "contract", "--", "--skip", "ucx-"],
+                words: &[
+                    "cargo", "test", "-p", "ucrpc", "--test", "contract", "--", "--skip", "ucx-", "--skip", "auto/",
+                ],
             },
             Line {
                 env: &[("UCRPC_UCX_LIBRARY", "none")],
@@ -146,6 +151,7 @@ pub(crate) const STEPS: &[Step] = &[
     },
     Step {
         name: "valgrind",
+        long: true,
         about: "the UCX room, and UCX, under valgrind",
         needs: &[Ucx, Valgrind],
         lines: &[line(&["sh", "ci/valgrind.sh"])],
@@ -153,6 +159,7 @@ pub(crate) const STEPS: &[Step] = &[
     },
     Step {
         name: "san",
+        long: true,
         about: "the queues under AddressSanitizer and ThreadSanitizer",
         needs: &[Nightly],
         optional: true,

@@ -18,6 +18,9 @@ pub(crate) struct Args {
     /// Only what a change should pass before it is committed
     #[arg(long)]
     quick: bool,
+    /// The long checks too
+    #[arg(long, conflicts_with = "quick")]
+    all: bool,
     /// Installs nothing
     #[arg(long)]
     no_install: bool,
@@ -27,7 +30,20 @@ pub(crate) struct Args {
 }
 
 fn after_help() -> String {
-    let row = |s: &Step| format!("  {:<9} {}{}\n", s.name, s.about, if s.quick { " (quick)" } else { "" });
+    let row = |s: &Step| {
+        format!(
+            "  {:<9} {}{}\n",
+            s.name,
+            s.about,
+            if s.quick {
+                " (quick)"
+            } else if s.long {
+                " (--all)"
+            } else {
+                ""
+            }
+        )
+    };
     format!("Steps:\n{}", STEPS.iter().map(row).collect::<String>())
 }
 
@@ -46,8 +62,10 @@ struct Done {
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode, String> {
-    let chosen =
-        |s: &&Step| if args.steps.is_empty() { !args.quick || s.quick } else { args.steps.iter().any(|n| n == s.name) };
+    let chosen = |s: &&Step| match args.steps.is_empty() {
+        true => (!args.quick || s.quick) && (!s.long || args.all),
+        false => args.steps.iter().any(|n| n == s.name),
+    };
     let steps: Vec<&'static Step> = STEPS.iter().filter(chosen).collect();
     if !args.no_install {
         let needs: Vec<Need> = steps.iter().flat_map(|s| s.needs.iter().chain(s.wants)).copied().collect();

@@ -1,6 +1,9 @@
 //! Many connections: at once, and one after the other, with nothing left behind.
 
-use std::{thread, time::Duration};
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use ucrpc::transport::{ConnectionConfig, Dispatcher, ErrorKind, ListenConfig, Listener};
@@ -46,7 +49,12 @@ fn thousand_at_once(bed: &Bed) {
             pairs.push((client, waiting.pop().unwrap()));
         }
     }
-    assert_eq!((bed.server.stats().connections, bed.client.stats().connections), (count.into(), count.into()));
+    // Gauges are published now and then, not with every change.
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while (bed.server.stats().connections, bed.client.stats().connections) != (count.into(), count.into()) {
+        assert!(Instant::now() < deadline, "{:?} {:?}", bed.server.stats(), bed.client.stats());
+        thread::sleep(Duration::from_millis(1));
+    }
     // Who is connected to whom is told by what arrives.
     for round in 0..3 {
         let body = [0, 2000, 40_000][round as usize];

@@ -141,7 +141,8 @@ fn ready_wakes(bed: &Bed) {
     };
     fill(&mut sent);
     // The dispatcher may still be moving frames out of the queue: go on until the peer's window is used up too.
-    while server.stats().frames_received < 2 || client.queued().0 < 2 {
+    // It takes one more out of the queue to find that there is no credit for it.
+    while server.stats().frames_received < 2 || client.stats().credit_stalls == 0 || client.queued().0 < 2 {
         thread::yield_now();
         fill(&mut sent);
     }
