@@ -5,6 +5,7 @@ mod attempts;
 mod builder;
 mod calls;
 mod conn;
+mod landings;
 mod lane;
 mod opening;
 mod policy;
@@ -21,6 +22,7 @@ use ucrpc_transport::{Connection, ConnectionConfig};
 pub use self::attempts::ChannelCall;
 pub use self::builder::ChannelBuilder;
 use self::conn::{Conn, Strays};
+use self::landings::Landings;
 use self::lane::{Found, Lane};
 pub use self::opening::OpenStream;
 use self::policy::Budget;
@@ -115,8 +117,14 @@ struct Inner {
 }
 
 impl Inner {
-    fn new_conn(&self, connection: &Connection) -> Arc<Conn> {
-        Conn::new(connection, self.limits, self.max_message, self.max_streams, self.strays.clone())
+    fn new_conn(&self, connection: &Connection, landings: Arc<Landings>) -> Arc<Conn> {
+        Conn::new(connection, self.limits, self.max_message, self.max_streams, landings, self.strays.clone())
+    }
+
+    /// What a new connection is configured with, and where attachments that come on it may go.
+    fn new_config(&self) -> (ConnectionConfig, Arc<Landings>) {
+        let landings = Landings::new(self.limits, self.connection.planner.clone());
+        (ConnectionConfig { planner: Some(landings.clone()), ..self.connection.clone() }, landings)
     }
 
     fn count_connect(&self, success: bool) {

@@ -6,6 +6,7 @@
 
 #![allow(unreachable_pub, reason = "a test program has no public interface")]
 
+mod around;
 mod bed;
 mod echo;
 mod ending;
@@ -45,7 +46,8 @@ fn main() -> ExitCode {
 }
 
 /// Cases that hold on every transport.
-const EVERYWHERE: &[&[Case]] = &[unary::CASES, ending::CASES, streams::CASES, resilience::CASES, stress::CASES];
+const EVERYWHERE: &[&[Case]] =
+    &[unary::CASES, around::CASES, ending::CASES, streams::CASES, resilience::CASES, stress::CASES];
 
 /// Runs a case in a process with the backend's settings.
 fn parent(backend: &Backend, name: &str) -> Result<(), Failed> {

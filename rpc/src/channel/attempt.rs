@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::task::Context;
 use std::time::Instant;
 
-use ucrpc_transport::{Frame, SendError};
+use ucrpc_transport::{Frame, RecvBuf, SendError};
 
 use super::calls::{Answer, Polled};
 use super::conn::Conn;
@@ -22,11 +22,14 @@ pub(super) struct Attempt {
     id: i64,
     /// The transport had no room for the frame.
     pub(super) unsent: Option<(Frame, Option<Room>)>,
+    /// A buffer of the caller's waits for the attachment.
+    lands: bool,
     over: bool,
 }
 
 impl Drop for Attempt {
     fn drop(&mut self) {
+        drop(self.reclaim());
         if !self.over {
             self.conn.leave(self.id);
         }
@@ -45,7 +48,18 @@ pub(super) enum Outcome {
 
 impl Attempt {
     pub(super) fn new(conn: Arc<Conn>, lane: usize, id: i64) -> Self {
-        Self { conn, lane, id, unsent: None, over: false }
+        Self { conn, lane, id, unsent: None, lands: false, over: false }
+    }
+
+    /// Receives the attachment into `buf`.
+    pub(super) fn land_in(&mut self, buf: RecvBuf) {
+        self.lands = true;
+        self.conn.landings.put(self.id, buf);
+    }
+
+    /// The caller's buffer, if nothing came for it.
+    pub(super) fn reclaim(&mut self) -> Option<RecvBuf> {
+        if std::mem::take(&mut self.lands) { self.conn.landings.take(self.id) } else { None }
     }
 
     pub(super) fn poll(&mut self, wake_at: Option<Instant>, cx: &mut Context<'_>) -> Outcome {

@@ -151,6 +151,9 @@ impl ChannelCall {
             }
         };
         let mut attempt = Attempt::new(conn, lane, id);
+        if let Some(buf) = self.options.receive_into.take() {
+            attempt.land_in(buf);
+        }
         let head = match self.open(&attempt.conn).and_then(|()| self.encode(&attempt.conn, id)) {
             Ok(head) => head,
             Err(status) => {
@@ -165,6 +168,7 @@ impl ChannelCall {
             Ok(()) => {}
             Err(SendError::Full(frame)) => attempt.unsent = Some((frame, None)),
             Err(SendError::Closed(_, error)) => {
+                self.options.receive_into = attempt.reclaim();
                 attempt.abandon();
                 return release((status_of(&error), false));
             }
@@ -243,7 +247,9 @@ impl ChannelCall {
                 Outcome::NotStarted(status) => (Err(status), true),
             };
             self.stats.transport = transport;
-            self.live[slot] = None;
+            if let Some(buf) = self.live[slot].take().and_then(|mut attempt| attempt.reclaim()) {
+                self.options.receive_into = Some(buf);
+            }
             self.channel.inner.put_back(lane);
             match result {
                 Ok(response) => return Poll::Ready(Ok(response)),

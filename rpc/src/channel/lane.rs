@@ -10,6 +10,7 @@ use ucrpc_transport::{Address, Connection};
 
 use super::Inner;
 use super::conn::{Conn, Reader};
+use super::landings::Landings;
 use crate::alarm::OneTimer;
 use crate::frames::status_of;
 use crate::{Code, Status};
@@ -115,9 +116,10 @@ impl Lane {
     }
 
     fn connect(self: &Arc<Self>, inner: &Arc<Inner>) {
-        let connection = inner.place.connect(&self.address, inner.connection.clone()).into_connection();
+        let (config, landings) = inner.new_config();
+        let connection = inner.place.connect(&self.address, config).into_connection();
         let dispatcher = connection.dispatcher();
-        let task = Task { lane: self.clone(), inner: Arc::downgrade(inner), over: false };
+        let task = Task { lane: self.clone(), inner: Arc::downgrade(inner), landings, over: false };
         dispatcher.spawn_task(move || task.run(connection));
     }
 
@@ -147,6 +149,7 @@ impl Lane {
 struct Task {
     lane: Arc<Lane>,
     inner: Weak<Inner>,
+    landings: Arc<Landings>,
     over: bool,
 }
 
@@ -159,7 +162,7 @@ impl Task {
             let Some(inner) = self.inner.upgrade() else { break };
             match opened {
                 Ok(()) => {
-                    let conn = inner.new_conn(&connection);
+                    let conn = inner.new_conn(&connection, self.landings.clone());
                     inner.count_connect(true);
                     self.lane.set(Phase::Open(conn.clone()));
                     drop(inner);
@@ -179,7 +182,9 @@ impl Task {
                         break;
                     }
                     let Some(inner) = self.inner.upgrade() else { break };
-                    connection = dispatcher.connect(&self.lane.address, inner.connection.clone()).into_connection();
+                    let (config, landings) = inner.new_config();
+                    self.landings = landings;
+                    connection = dispatcher.connect(&self.lane.address, config).into_connection();
                 }
             }
         }
