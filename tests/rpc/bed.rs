@@ -80,6 +80,32 @@ impl Bed {
         text.parse().expect("address")
     }
 
+    /// An address that a server can take, leave, and take again.
+    pub fn fixed_address(&self) -> Address {
+        let address = self.address();
+        let Some(_) = address.host_port() else { return address };
+        // A port of this host that was free just now; the address is this process's alone.
+        let host = format!("127.77.{}.{}", std::process::id() / 250 % 250 + 1, std::process::id() % 250 + 1);
+        let port = std::net::TcpListener::bind((host.as_str(), 0)).and_then(|l| l.local_addr()).expect("a port").port();
+        format!("{}://{host}:{port}", address.scheme()).parse().expect("address")
+    }
+
+    /// An address where somebody accepts, and never says a word.
+    pub fn silent(&self) -> (Address, Box<dyn std::any::Any>) {
+        let address = self.address();
+        match &address {
+            Address::Unix(path) => {
+                let listener = std::os::unix::net::UnixListener::bind(path).expect("bind");
+                (address, Box::new(listener))
+            }
+            other => {
+                let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
+                let at = listener.local_addr().expect("address");
+                (other.with_socket_addr(at), Box::new(listener))
+            }
+        }
+    }
+
     pub fn serve(&self, server: ServerBuilder) -> Server {
         server.on(&self.server).listen(self.address()).start().expect("start")
     }

@@ -209,7 +209,7 @@ impl MemLink {
     }
 
     fn take_body(&mut self, core: &mut ConnCore, io: &mut Io, seq: u32, head: Bytes, body: Bytes) -> Result<()> {
-        if body.is_empty() || core.config.planner.is_none() {
+        if body.is_empty() || !core.config.has_plans() {
             core.hand_over(Frame { head, body: body.into() });
             return Ok(());
         }

@@ -329,7 +329,7 @@ const MAX_CONTROLS: usize = 4096;
 
 impl Sink for StreamSink<'_> {
     fn wants_plan(&self) -> bool {
-        self.core.config.planner.is_some()
+        self.core.config.has_plans()
     }
 
     fn on_header(&mut self, bytes: &[u8], payload_len: u64) -> Result<u64> {

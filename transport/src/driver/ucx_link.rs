@@ -319,7 +319,7 @@ impl UcxLink {
     /// Head and body are here, and accounted for.
     #[inline]
     fn on_whole(&mut self, core: &mut ConnCore, io: &mut Io, seq: u32, head: Bytes, body: Bytes) -> Result<()> {
-        if body.is_empty() || core.config.planner.is_none() {
+        if body.is_empty() || !core.config.has_plans() {
             return deliver(core, seq, Frame { head, body: body.into() });
         }
         match receive::place(core, io, &head, body.len() as u64)? {
