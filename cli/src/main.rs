@@ -4,9 +4,15 @@
 
 #![forbid(unsafe_code)]
 
-#[allow(dead_code, reason = "parts of it wait for the commands that use them")]
+mod compare;
 mod exit;
+mod out;
+mod perf;
+mod plot;
+mod press;
+mod process;
 mod shell;
+mod units;
 
 use std::{io::IsTerminal, process::ExitCode};
 
@@ -27,6 +33,12 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Measures latency, throughput and memory
+    #[command(subcommand)]
+    Perf(perf::Perf),
+    /// Loads a service at a rate that you choose, and shows its latencies live
+    #[command(after_help = press::HELP)]
+    Press(Box<press::Press>),
     /// Prints a shell's completion script
     #[command(after_help = shell::COMPLETIONS_HELP)]
     Completions(shell::Completions),
@@ -38,6 +50,11 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     log_to_stderr(cli.verbose);
     let done = match &cli.command {
+        Command::Perf(perf::Perf::Server(args)) => perf::server(args),
+        Command::Perf(perf::Perf::Client(args)) => perf::client(args),
+        Command::Perf(perf::Perf::Compare(args)) => compare::run(args),
+        Command::Perf(perf::Perf::Control(args)) => compare::control(args),
+        Command::Press(args) => press::run(args),
         Command::Completions(args) => shell::completions(args),
         Command::Man(args) => shell::man(args),
     };
