@@ -7,7 +7,7 @@
 use std::{
     cell::Cell,
     collections::HashMap,
-    ffi::{CStr, c_void},
+    ffi::c_void,
     mem,
     ptr::{self, NonNull},
 };
@@ -15,7 +15,9 @@ use std::{
 use ucx_sys::{self as sys, ucp_ep_h};
 
 use super::{
-    callback, status,
+    callback,
+    inspect::printed,
+    status,
     worker::{Core, Worker},
 };
 use crate::error::{Error, ErrorKind};
@@ -315,24 +317,8 @@ impl Worker {
     pub(crate) fn endpoint_info(&self, id: EndpointId) -> String {
         let core = self.core();
         let Some(ep) = core.endpoints.borrow().slot(id).map(|slot| slot.ep.get()) else { return String::new() };
-        let mut text: *mut libc::c_char = ptr::null_mut();
-        let mut len = 0;
-        // SAFETY: two places to write to, valid until the stream is closed.
-        let stream = unsafe { libc::open_memstream(&mut text, &mut len) };
-        if stream.is_null() {
-            return String::new();
-        }
-        // SAFETY: a live endpoint of this thread's worker, and an open stream, closed once; then `text` is a C string of ours.
-        let printed = unsafe {
-            core.ucx.ucp_ep_print_info(ep, stream);
-            libc::fclose(stream);
-            if text.is_null() {
-                return String::new();
-            }
-            let printed = CStr::from_ptr(text).to_string_lossy().into_owned();
-            libc::free(text.cast());
-            printed
-        };
+        // SAFETY: a live endpoint of this thread's worker, and an open stream.
+        let printed = printed(|stream| unsafe { core.ucx.ucp_ep_print_info(ep, stream) });
         transports(&printed)
     }
 }
