@@ -4,6 +4,8 @@
 
 #![forbid(unsafe_code)]
 
+mod call;
+mod doctor;
 #[allow(dead_code, reason = "parts of it wait for the commands that use them")]
 mod exit;
 mod shell;
@@ -27,6 +29,12 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Calls a method once: JSON in, JSON out
+    #[command(after_help = call::HELP)]
+    Call(call::Args),
+    /// Finds what is missing or misconfigured for UCX and RDMA, what it costs, and how to mend it
+    #[command(after_help = doctor::HELP)]
+    Doctor(doctor::Args),
     /// Prints a shell's completion script
     #[command(after_help = shell::COMPLETIONS_HELP)]
     Completions(shell::Completions),
@@ -38,6 +46,8 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     log_to_stderr(cli.verbose);
     let done = match &cli.command {
+        Command::Call(args) => call::run(args),
+        Command::Doctor(args) => doctor::run(args),
         Command::Completions(args) => shell::completions(args),
         Command::Man(args) => shell::man(args),
     };
