@@ -540,7 +540,7 @@ impl Opening {
         let from = core.config.rendezvous_from.unwrap_or_else(|| ucx_link::rendezvous_from(&lanes));
         let (peer, here) = stream.addresses();
         let inbox = std::mem::take(&mut self.inbox);
-        let mut link = UcxLink::new(ep, stream, source, inbox, numbering, from);
+        let mut link = UcxLink::new(ep, stream, source, inbox, numbering, (from, ucx_link::fetches_at_a_time(&lanes)));
         link.ready_due = ready_due;
         let info = ConnectionInfo {
             transport: Transport::Ucx(lanes),
