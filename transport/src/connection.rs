@@ -364,7 +364,7 @@ impl Sender {
     }
 
     /// Which side keeps the connection from moving, if something has waited since the keepalive timer last looked
-    /// (750 ms by default) and nothing has moved. `None` without a keepalive.
+    /// (600 ms by default) and nothing has moved. `None` without a keepalive.
     pub fn stalled(&self) -> Option<Stall> {
         self.shared().stall()
     }

@@ -126,7 +126,7 @@ impl Conn {
         self.core.watch(&mut self.link);
         self.core.session.life.on_timeout(io.now);
         if let Link::Cm(link) = &mut self.link
-            && link.excuses_silence()
+            && link.excuses_silence(io.now)
         {
             self.core.heard(io.now);
         }
