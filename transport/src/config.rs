@@ -120,6 +120,14 @@ pub struct ConnectionConfig {
     pub rendezvous_from: Option<u64>,
 }
 
+impl ConnectionConfig {
+    /// Whether even short bodies have to be asked about.
+    #[inline]
+    pub(crate) fn has_plans(&self) -> bool {
+        self.planner.as_ref().is_some_and(|planner| !planner.is_idle())
+    }
+}
+
 impl Default for ConnectionConfig {
     fn default() -> Self {
         Self {

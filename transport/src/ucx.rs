@@ -19,6 +19,7 @@ mod cm;
 mod context;
 mod endpoint;
 mod event;
+pub(crate) mod inspect;
 mod op;
 mod returns;
 mod sockets;

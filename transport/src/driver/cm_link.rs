@@ -121,13 +121,13 @@ impl CmLink {
         &mut self,
         core: &mut ConnCore,
         io: &mut Io,
-        outgoing: Outgoing,
+        outgoing: &mut Option<Outgoing>,
         len: u64,
-    ) -> Result<Result<()>, Outgoing> {
+    ) -> Option<Result<()>> {
         if self.inflight >= MAX_INFLIGHT || self.probe.is_some() {
-            return Err(outgoing);
+            return None;
         }
-        Ok(self.put(core, io, outgoing, len))
+        Some(self.put(core, io, outgoing.take()?, len))
     }
 
     /// Why a connection that UCX reports as broken has ended, as far as that can be known.
@@ -316,9 +316,8 @@ impl CmLink {
             let in_turn = first.sn == self.expected;
             // What waits behind the next message in turn must not keep it away.
             let behind = if in_turn { 0 } else { self.parked + self.fetching.0 };
-            if core.deliver.bytes() + behind >= core.config.recv_window_bytes
-                || core.deliver.len() >= core.config.recv_window_frames as usize
-            {
+            let (frames, bytes) = core.untaken();
+            if bytes + behind >= core.config.recv_window_bytes || frames >= core.config.recv_window_frames as usize {
                 break;
             }
             let len = first.rndv.len();
@@ -368,16 +367,16 @@ impl CmLink {
         check_len(core, len)?;
         let limit =
             core.config.recv_window_bytes.saturating_mul(2).saturating_add(core.config.max_message + 2 * RUN.bytes);
-        let waiting = core.deliver.bytes() + self.parked + len;
-        if waiting <= limit && core.deliver.len() < MAX_WAITING {
+        let (frames, bytes) = core.untaken();
+        let waiting = bytes + self.parked + len;
+        if waiting <= limit && frames < MAX_WAITING {
             return Ok(());
         }
         Err(Error::new(
             ErrorKind::Limit,
             format!(
-                "{} frames with {waiting} bytes wait for the application: the peer does not stop, and this wire has no \
-                 other flow control than rendezvous",
-                core.deliver.len()
+                "{frames} frames with {waiting} bytes wait for the application: the peer does not stop, and this wire has no \
+                 other flow control than rendezvous"
             ),
         ))
     }

@@ -50,6 +50,8 @@ pub(crate) struct ConnCore {
     pub(super) look_at: Option<Instant>,
     /// It is in `Io::ready` already.
     pub(crate) is_ready: bool,
+    /// Frames for a reader on this thread.
+    pub(crate) inbox: super::inbox::Inbox,
 }
 
 /// The protocol's state of one connection.
@@ -132,6 +134,7 @@ impl ConnCore {
             progress: super::stall::Progress::default(),
             look_at: None,
             is_ready: false,
+            inbox: super::inbox::Inbox::default(),
         }
     }
 
@@ -168,7 +171,9 @@ impl ConnCore {
         counters.frames_received.add(1);
         counters.bytes_received.add(bytes);
         // It fails when the receiver is gone: what arrives counts as consumed then, see `credit_due`.
-        if self.deliver.push(frame, bytes).is_err() {
+        if let Err(frame) = self.inbox.keep(frame, bytes)
+            && self.deliver.push(frame, bytes).is_err()
+        {
             self.shared.announce();
         }
     }

@@ -13,7 +13,7 @@
 use std::{
     cell::Cell,
     collections::HashMap,
-    ffi::{CStr, c_void},
+    ffi::c_void,
     mem,
     ptr::{self, NonNull},
 };
@@ -21,7 +21,9 @@ use std::{
 use ucx_sys::{self as sys, ucp_ep_h};
 
 use super::{
-    callback, status,
+    callback,
+    inspect::printed,
+    status,
     worker::{Core, Worker},
 };
 use crate::error::{Error, ErrorKind};
@@ -371,24 +373,8 @@ impl Worker {
 
     fn lanes(&self, ep: ucp_ep_h) -> String {
         let core = self.core();
-        let mut text: *mut libc::c_char = ptr::null_mut();
-        let mut len = 0;
-        // SAFETY: two places to write to, valid until the stream is closed.
-        let stream = unsafe { libc::open_memstream(&mut text, &mut len) };
-        if stream.is_null() {
-            return String::new();
-        }
-        // SAFETY: callers have a live endpoint of this thread's worker; an open stream, closed once; then `text` is a C string of ours.
-        let printed = unsafe {
-            core.ucx.ucp_ep_print_info(ep, stream);
-            libc::fclose(stream);
-            if text.is_null() {
-                return String::new();
-            }
-            let printed = CStr::from_ptr(text).to_string_lossy().into_owned();
-            libc::free(text.cast());
-            printed
-        };
+        // SAFETY: callers have a live endpoint of this thread's worker; an open stream.
+        let printed = printed(|stream| unsafe { core.ucx.ucp_ep_print_info(ep, stream) });
         transports(&printed)
     }
 }

@@ -5,6 +5,7 @@ mod cm;
 mod curve;
 mod death;
 mod latency;
+mod lost;
 mod scenarios;
 
 use std::{
@@ -54,6 +55,7 @@ fn child() {
         "cm_reject" => cm::reject(),
         "rejecter" => cm::rejecter(),
         "cm_cycles" => cm::cycles(),
+        "rally" => lost::rally_of_two(),
         "curve_accepting" => curve::accepting(),
         "curve_dialling" => curve::dialling(),
         other => panic!("no scenario {other}"),

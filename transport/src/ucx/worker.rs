@@ -265,6 +265,12 @@ impl Worker {
         }
     }
 
+    /// Whether [`poll_event`](Self::poll_event) has something.
+    #[inline]
+    pub(crate) fn has_events(&self) -> bool {
+        !self.core().queue.borrow().is_empty()
+    }
+
     /// The next event, in the order in which UCX called back.
     #[inline]
     pub(crate) fn poll_event(&mut self) -> Option<Event> {
