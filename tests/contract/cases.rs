@@ -12,6 +12,7 @@ mod places;
 mod planner;
 mod sizes;
 mod soak;
+mod stall;
 mod wire;
 
 use crate::bed::Bed;
@@ -62,6 +63,7 @@ pub fn all() -> impl Iterator<Item = &'static Case> {
         wire::CASES,
         foreign::CASES,
         pipe::CASES,
+        stall::CASES,
         places::CASES,
         many::CASES,
         soak::CASES,

@@ -277,6 +277,7 @@ impl Core {
             let error = conn.on_eof();
             return self.end_after_drain(key, error);
         }
+        conn.core.plan_look(self.io.now);
         if let Some(at) = conn.next_deadline() {
             self.io.sooner(&mut conn.core.timer, at, Timer::Connection(key));
         }
