@@ -12,6 +12,7 @@ mod places;
 mod planner;
 mod sizes;
 mod soak;
+mod verbs;
 mod wire;
 
 use crate::bed::Bed;
@@ -24,6 +25,8 @@ pub enum On {
     Streams,
     /// What has a socket: all but mem.
     Sockets,
+    /// UCX over RDMA devices.
+    Verbs,
 }
 
 /// One promise of the transport.
@@ -64,6 +67,7 @@ pub fn all() -> impl Iterator<Item = &'static Case> {
         pipe::CASES,
         places::CASES,
         many::CASES,
+        verbs::CASES,
         soak::CASES,
     ];
     themes.into_iter().flatten()

@@ -10,6 +10,9 @@ use crate::{event::poller::Key, ucx::Armed};
 const BUSY_ARMS: u32 = 1000;
 /// How long such a nap is: the most that a message of a busy worker is late.
 const NAP: Duration = Duration::from_millis(1);
+/// What the detector finds counts as lost if nothing announces it for so long: between its arrival and its announcement another
+/// thread, or the kernel, may be kept from running.
+const GRACE: Duration = Duration::from_millis(50);
 /// A worker's descriptor that stays ready although progress finds nothing is believed this often in a row.
 const USELESS_EDGES: u32 = 3;
 
@@ -34,27 +37,29 @@ impl Core {
     pub(super) fn sleep(&mut self, woken: &dyn Fn() -> bool) {
         let Some(asleep) = self.fall_asleep(woken) else { return };
         let result = self.io.poller.poll(Some(asleep.timeout));
+        let lost = !asleep.by_timer && result.is_ok() && self.has_lost_queued();
         self.io.shared.wake.wake_up();
         if let Err(error) = result {
             tracing::error!(%error, "the poller failed");
         }
         self.update_clock();
-        self.after_sleep(Some(asleep.by_timer));
+        self.after_sleep(Some(asleep.by_timer), lost);
     }
 
     /// Ends a sleep that somebody else's poller has slept: `timed_out` says that its time is over.
     #[cfg(feature = "tokio")]
     pub(super) fn wake_up_elsewhere(&mut self, asleep: &Asleep, timed_out: bool) {
+        let lost = timed_out && !asleep.by_timer && self.has_lost_queued();
         self.io.shared.wake.wake_up();
         if let Err(error) = self.io.poller.poll(Some(Duration::ZERO)) {
             tracing::error!(%error, "the poller failed");
         }
         self.update_clock();
-        self.after_sleep(timed_out.then_some(asleep.by_timer));
+        self.after_sleep(timed_out.then_some(asleep.by_timer), lost);
     }
 
     /// Goes to sleep, by the ritual: announce, look at every queue, arm UCX, let it work once more, make sure that no
-    /// edge of its descriptor was used up, commit. What is left is to wait for the poller's descriptor, and to wake up.
+    /// edge of its descriptor was used up, let UCX work a last time, commit. What is left is to wait for the poller's descriptor, and to wake up.
     pub(super) fn fall_asleep(&mut self, woken: &dyn Fn() -> bool) -> Option<Asleep> {
         let shared = self.io.shared.clone();
         let counters = &shared.counters;
@@ -88,8 +93,8 @@ impl Core {
     }
 
     /// Says why the sleep ended, and acts on it. `by_timer` says whose time is over if there are no edges: a timer's or the
-    /// detector's.
-    fn after_sleep(&mut self, by_timer: Option<bool>) {
+    /// detector's, `lost` what [`Self::has_lost_queued`] said.
+    fn after_sleep(&mut self, by_timer: Option<bool>, lost: bool) {
         let mut edges = std::mem::take(&mut self.io.edges);
         self.io.poller.take(&mut edges);
         let counters = &self.io.shared.counters;
@@ -106,7 +111,7 @@ impl Core {
             Some(true) => counters.wakes_by_timer.add(1),
             Some(false) => {
                 counters.detector_timeouts.add(1);
-                self.detect();
+                self.detect(lost);
             }
             None => {}
         }
@@ -115,29 +120,35 @@ impl Core {
         self.fire_timers();
     }
 
-    /// The safety timeout ended a sleep: is there work that nothing announced? What arrives just now announces itself,
-    /// so the poller is asked before and after.
-    fn detect(&mut self) {
-        if self.has_pending_edges() {
-            return;
-        }
-        let queued = self.has_queued_work();
-        let found = queued || self.progress();
-        if !found || (!queued && self.has_pending_edges()) {
-            return;
+    /// The safety timeout ended a sleep; whoever filled a queue must say so as long as this dispatcher counts as asleep. Is there
+    /// something in one, and nobody says it?
+    fn has_lost_queued(&mut self) -> bool {
+        self.io.poller.take(&mut self.io.edges);
+        self.io.edges.is_empty() && self.has_queued_work() && !self.has_edges_within(GRACE)
+    }
+
+    /// The safety timeout ended a sleep: is there work that nothing announces? `queued` says so of the queues.
+    fn detect(&mut self, queued: bool) {
+        if !queued {
+            // What arrives just now announces itself, so the poller is asked before and after.
+            let found = !self.has_edges_within(Duration::ZERO) && self.progress();
+            if !found || self.has_edges_within(GRACE) {
+                return;
+            }
         }
         self.io.shared.counters.wake_detector_hits.add(1);
         tracing::error!(dispatcher = self.io.shared.id, queued, "a wake-up was lost: please report this");
     }
 
-    fn has_pending_edges(&mut self) -> bool {
-        if self.io.poller.poll(Some(Duration::ZERO)).is_err() {
-            return true;
-        }
+    /// Whether the poller has something, or gets it in time. What it has stays for the next turn.
+    fn has_edges_within(&mut self, time: Duration) -> bool {
         let mut edges = std::mem::take(&mut self.io.edges);
-        let before = edges.len();
-        self.io.poller.take(&mut edges);
-        let any = edges.len() > before;
+        let mut any = !edges.is_empty();
+        if !any {
+            let failed = self.io.poller.poll(Some(time)).is_err();
+            self.io.poller.take(&mut edges);
+            any = failed || !edges.is_empty();
+        }
         self.io.edges = edges;
         any
     }
@@ -174,6 +185,12 @@ impl Core {
             }
         }
         self.io.useless_edges = 0;
+        // What that progress could not see yet: UCX's own thread, which it waited for, leaves it work without a signal, and
+        // Soft-RoCE may look whether we are armed before it lets us see the completion (`docs/rdma.md`).
+        if worker.progress() != 0 {
+            counters.arm_progress_found.add(1);
+            return false;
+        }
         true
     }
 }
