@@ -13,6 +13,7 @@ mod planner;
 mod sizes;
 mod soak;
 mod stall;
+mod verbs;
 mod wire;
 
 use crate::bed::Bed;
@@ -25,6 +26,8 @@ pub enum On {
     Streams,
     /// What has a socket: all but mem.
     Sockets,
+    /// UCX over RDMA devices.
+    Verbs,
 }
 
 /// One promise of the transport.
@@ -66,6 +69,7 @@ pub fn all() -> impl Iterator<Item = &'static Case> {
         stall::CASES,
         places::CASES,
         many::CASES,
+        verbs::CASES,
         soak::CASES,
     ];
     themes.into_iter().flatten()

@@ -109,6 +109,13 @@ pub(crate) const STEPS: &[Step] = &[
         ..STEP
     },
     Step {
+        name: "rdma",
+        about: "the suites over rc_verbs and ud_verbs, in guests with Soft-RoCE",
+        needs: crate::rdma_vm::NEEDS,
+        lines: &[line(&["bash", "ci/rdma.sh"])],
+        ..STEP
+    },
+    Step {
         name: "link",
         about: "ucx-sys with libucp linked at build time",
         needs: &[Ucx, UcxHeaders, PkgConfig],

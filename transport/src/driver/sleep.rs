@@ -12,6 +12,9 @@ const BUSY_ARMS: u32 = 1000;
 const NAP: Duration = Duration::from_millis(1);
 /// The shortest sleep of the detector.
 const SHORTEST: Duration = Duration::from_millis(1);
+/// What the detector finds in UCX counts as lost if nothing announces it for so long: between its arrival and its announcement the
+/// kernel may be kept from running.
+const GRACE: Duration = Duration::from_millis(50);
 /// A worker's descriptor that stays ready although progress finds nothing is believed this often in a row.
 const USELESS_EDGES: u32 = 3;
 
@@ -78,7 +81,8 @@ impl Core {
     }
 
     /// Goes to sleep, by the ritual: announce, look at every queue, arm UCX, let it work once more, make sure that no
-    /// edge of its descriptor was used up, commit. What is left is to wait for the poller's descriptor, and to wake up.
+    /// edge of its descriptor was used up, let UCX work a last time, commit. What is left is to wait for the poller's
+    /// descriptor, and to wake up.
     pub(super) fn fall_asleep(&mut self, woken: &dyn Fn() -> bool) -> Option<Asleep> {
         let shared = self.io.shared.clone();
         let counters = &shared.counters;
@@ -142,21 +146,22 @@ impl Core {
     /// The safety timeout ended a sleep: is there work that nothing announced? What UCX has got just now announces itself,
     /// so the poller is asked before and after. What is in the queues was looked at while the state still said asleep.
     fn detect(&mut self, lost: bool) {
-        if !lost && (self.has_pending_edges() || !self.progress() || self.has_pending_edges()) {
+        if !lost && (self.has_edges_within(Duration::ZERO) || !self.progress() || self.has_edges_within(GRACE)) {
             return;
         }
         self.io.shared.counters.wake_detector_hits.add(1);
         tracing::error!(dispatcher = self.io.shared.id, queued = lost, "a wake-up was lost: please report this");
     }
 
-    fn has_pending_edges(&mut self) -> bool {
-        if self.io.poller.poll(Some(Duration::ZERO)).is_err() {
-            return true;
-        }
+    /// Whether the poller has something, or gets it in time. What it has stays for the next turn.
+    fn has_edges_within(&mut self, time: Duration) -> bool {
         let mut edges = std::mem::take(&mut self.io.edges);
-        let before = edges.len();
-        self.io.poller.take(&mut edges);
-        let any = edges.len() > before;
+        let mut any = !edges.is_empty();
+        if !any {
+            let failed = self.io.poller.poll(Some(time)).is_err();
+            self.io.poller.take(&mut edges);
+            any = failed || !edges.is_empty();
+        }
         self.io.edges = edges;
         any
     }
@@ -193,6 +198,12 @@ impl Core {
             }
         }
         self.io.useless_edges = 0;
+        // What that progress could not see yet: UCX's own thread, which it waited for, leaves it work without a signal, and
+        // Soft-RoCE may look whether we are armed before it lets us see the completion (`docs/rdma.md`).
+        if worker.progress() != 0 {
+            counters.arm_progress_found.add(1);
+            return false;
+        }
         true
     }
 }
