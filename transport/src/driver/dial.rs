@@ -108,6 +108,7 @@ impl Opening {
     /// This address failed before anything was said: try the next one.
     pub(super) fn dial_next(&mut self, core: &mut ConnCore, io: &mut Io, error: Error) -> Result<Step> {
         self.close(io);
+        self.peer_closed = false;
         if self.more.is_empty() { Err(error) } else { self.dial(core, io) }
     }
 

@@ -119,8 +119,10 @@ pub(crate) struct Opening {
     pub(super) least_endpoint: Option<u16>,
     /// Addresses to try after this one.
     pub(super) more: VecDeque<SocketAddr>,
-    /// Counted by the listener until it is over.
+    /// The end of the stream was read.
     eof: bool,
+    /// An edge said that the peer has closed. No other edge will say so, and bytes may be left in front of the end.
+    pub(super) peer_closed: bool,
 }
 
 /// What came of a step.
@@ -205,6 +207,7 @@ impl Opening {
             least_endpoint: None,
             more: VecDeque::new(),
             eof: false,
+            peer_closed: false,
         }
     }
 
@@ -590,7 +593,7 @@ impl Opening {
         if !self.inbox.is_empty() {
             link.reader.prepend(&self.inbox);
         }
-        if self.eof {
+        if self.eof || self.peer_closed {
             link.reader.expect_end();
         }
         let peer_interval = terms.and_then(Terms::interval);
