@@ -151,6 +151,20 @@ pub(crate) const STEPS: &[Step] = &[
         ..STEP
     },
     Step {
+        name: "stress",
+        long: true,
+        about: "100,000 calls over 100 connections with random faults, on every transport",
+        needs: &[Ucx],
+        lines: &[line(&["sh", "ci/stress.sh"])],
+        ..STEP
+    },
+    Step {
+        name: "tower",
+        about: "the RPC layer with all its features",
+        lines: &[line(&["cargo", "test", "-p", "ucrpc-rpc", "--all-features"])],
+        ..STEP
+    },
+    Step {
         name: "loom",
         about: "all interleavings of the queues and of falling asleep",
         lines: &[line(&["sh", "ci/loom.sh"])],

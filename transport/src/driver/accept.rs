@@ -367,7 +367,7 @@ impl Core {
             return self.end(key, Error::from_io("watching the socket", &error));
         }
         (opening.stream, opening.source) = (Some(stream), Some(source));
-        self.on_opening_edge(key);
+        self.on_opening_edge(key, false);
     }
 
     pub(super) fn new_accepted(&mut self, listener: &Arc<ListenerShared>) -> Key {
@@ -384,8 +384,11 @@ impl Core {
     }
 
     /// Goes on with a handshake.
-    pub(super) fn on_opening_edge(&mut self, key: Key) {
-        self.opening_step(key, |opening, core, io| opening.on_edge(core, io));
+    pub(super) fn on_opening_edge(&mut self, key: Key, peer_closed: bool) {
+        self.opening_step(key, |opening, core, io| {
+            opening.peer_closed |= peer_closed;
+            opening.on_edge(core, io)
+        });
     }
 
     /// Makes one step of a handshake and acts on what comes of it.

@@ -171,6 +171,7 @@ impl Opening {
     /// What UCX's connection manager was asked for failed before anything was said: try the next address.
     pub(super) fn dial_next(&mut self, core: &mut ConnCore, io: &mut Io, error: Error) -> Result<Step> {
         self.close(io);
+        self.peer_closed = false;
         if self.more.is_empty() || io.now >= self.deadline { Err(error) } else { self.dial(core, io) }
     }
 

@@ -122,8 +122,10 @@ pub(crate) struct Opening {
     pub(super) next_try: Instant,
     /// Sockets that are connecting.
     pub(super) attempts: Vec<dial::Attempt>,
-    /// The peer has said all that it will.
+    /// The end of the stream was read.
     eof: bool,
+    /// An edge said that the peer has closed. No other edge will say so, and bytes may be left in front of the end.
+    pub(super) peer_closed: bool,
 }
 
 /// What came of a step.
@@ -210,6 +212,7 @@ impl Opening {
             next_try: deadline,
             attempts: Vec::new(),
             eof: false,
+            peer_closed: false,
         }
     }
 
@@ -595,7 +598,7 @@ impl Opening {
         if !self.inbox.is_empty() {
             link.reader.prepend(&self.inbox);
         }
-        if self.eof {
+        if self.eof || self.peer_closed {
             link.reader.expect_end();
         }
         let peer_interval = terms.and_then(Terms::interval);
