@@ -188,6 +188,15 @@ pub(crate) const STEPS: &[Step] = &[
         ..STEP
     },
     Step {
+        name: "san-ucx",
+        long: true,
+        about: "the contract over UCX under AddressSanitizer",
+        needs: &[Nightly, Ucx],
+        optional: true,
+        lines: &[line(&["sh", "ci/san-ucx.sh"])],
+        ..STEP
+    },
+    Step {
         name: "miri",
         about: "the queues under Miri",
         needs: &[Miri],
