@@ -5,10 +5,16 @@
 #![forbid(unsafe_code)]
 
 mod call;
+mod compare;
 mod doctor;
-#[allow(dead_code, reason = "parts of it wait for the commands that use them")]
 mod exit;
+mod out;
+mod perf;
+mod plot;
+mod press;
+mod process;
 mod shell;
+mod units;
 
 use std::{io::IsTerminal, process::ExitCode};
 
@@ -29,6 +35,12 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Measures latency, throughput and memory
+    #[command(subcommand)]
+    Perf(perf::Perf),
+    /// Loads a service at a rate that you choose, and shows its latencies live
+    #[command(after_help = press::HELP)]
+    Press(Box<press::Press>),
     /// Calls a method once: JSON in, JSON out
     #[command(after_help = call::HELP)]
     Call(call::Args),
@@ -46,6 +58,11 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     log_to_stderr(cli.verbose);
     let done = match &cli.command {
+        Command::Perf(perf::Perf::Server(args)) => perf::server(args),
+        Command::Perf(perf::Perf::Client(args)) => perf::client(args),
+        Command::Perf(perf::Perf::Compare(args)) => compare::run(args),
+        Command::Perf(perf::Perf::Control(args)) => compare::control(args),
+        Command::Press(args) => press::run(args),
         Command::Call(args) => call::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Completions(args) => shell::completions(args),

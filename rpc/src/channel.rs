@@ -3,6 +3,7 @@
 mod attempts;
 mod calls;
 mod conn;
+mod info;
 mod lane;
 mod opening;
 mod policy;
