@@ -73,10 +73,6 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, String> {
         notes.push(format!("no UCX library on this machine: {}", Need::Ucx.remedy()));
     }
     notes.iter().for_each(|note| println!("\n{note}"));
-    println!("\nnext: cargo run --release -p ucrpc-cli -- doctor         what UCX and RDMA would need here");
-    println!(
-        "      cargo run --release -p ucrpc-cli -- perf compare   every transport beside its controls, with a plot"
-    );
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
