@@ -1,7 +1,7 @@
 //! Unary echo between two processes on loopback, beside its controls in the same run: blocking TCP sockets and tokio's.
 //!
 //! `cargo bench --bench rpc` prints p50 of one outstanding call with both ends asleep on one core, and calls/s of 64 outstanding ones on one
-//! connection; each with its ratio to the control. `cargo bench --bench rpc -- 1000` is a quick look with fewer calls.
+//! connection; each with its ratio to the control. `cargo bench --bench rpc -- 1000` is a quick look with fewer calls; `rate` or `latency` runs one half.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -45,6 +45,16 @@ fn main() {
     }
     let count: usize = std::env::args().skip(1).find_map(|arg| arg.parse().ok()).unwrap_or(20_000);
     pin(0);
+    let only = |what: &str| std::env::args().skip(1).any(|arg| arg == what);
+    if !only("rate") {
+        latencies(count);
+    }
+    if !only("latency") {
+        rates(count);
+    }
+}
+
+fn latencies(count: usize) {
     println!("one outstanding, both ends on one core, sleeping: p50 us");
     for size in [64, 4 << 10, 64 << 10, 1 << 20] {
         let count = (count * 64 / (size / 16 + 64)).max(200);
@@ -63,6 +73,9 @@ fn main() {
             attachment / raw
         );
     }
+}
+
+fn rates(count: usize) {
     println!("64 B, 64 outstanding on one connection, both ends on one core: calls/s");
     let (mut tokio, mut rpc) = (0.0_f64, 0.0_f64);
     for _ in 0..3 {

@@ -17,15 +17,11 @@ const FUNCTION_LINES: usize = 70;
 const LONG_FILES: &[(&str, usize, &str)] = &[
     ("transport/src/driver/opening.rs", 700, "one state machine of the negotiation, both roles; to be split"),
     ("transport/src/driver/ucx_link.rs", 800, "the ucx link's two halves; to be split"),
-    ("rpc/src/channel.rs", 540, "the channel and its builder; to be split"),
-    ("rpc/src/channel/attempts.rs", 540, "the attempts of one call; to be split"),
 ];
 
 /// Functions that may be longer.
-const LONG_FUNCTIONS: &[(&str, &str, usize, &str)] = &[
-    ("ucx-sys/src/settings.rs", "defaults", 100, "a table with one row for each setting, and why"),
-    ("rpc/src/channel/attempts.rs", "send", 80, "one attempt from its encoding to its end; to be split"),
-];
+const LONG_FUNCTIONS: &[(&str, &str, usize, &str)] =
+    &[("ucx-sys/src/settings.rs", "defaults", 100, "a table with one row for each setting, and why")];
 
 /// Where `unsafe` may stand.
 const UNSAFE_ROOMS: &[&str] = &["ucx-sys/", "transport/src/ucx", "transport/src/queue"];

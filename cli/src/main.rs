@@ -4,7 +4,9 @@
 
 #![forbid(unsafe_code)]
 
+mod call;
 mod compare;
+mod doctor;
 mod exit;
 mod out;
 mod perf;
@@ -39,6 +41,12 @@ enum Command {
     /// Loads a service at a rate that you choose, and shows its latencies live
     #[command(after_help = press::HELP)]
     Press(Box<press::Press>),
+    /// Calls a method once: JSON in, JSON out
+    #[command(after_help = call::HELP)]
+    Call(call::Args),
+    /// Finds what is missing or misconfigured for UCX and RDMA, what it costs, and how to mend it
+    #[command(after_help = doctor::HELP)]
+    Doctor(doctor::Args),
     /// Prints a shell's completion script
     #[command(after_help = shell::COMPLETIONS_HELP)]
     Completions(shell::Completions),
@@ -55,6 +63,8 @@ fn main() -> ExitCode {
         Command::Perf(perf::Perf::Compare(args)) => compare::run(args),
         Command::Perf(perf::Perf::Control(args)) => compare::control(args),
         Command::Press(args) => press::run(args),
+        Command::Call(args) => call::run(args),
+        Command::Doctor(args) => doctor::run(args),
         Command::Completions(args) => shell::completions(args),
         Command::Man(args) => shell::man(args),
     };

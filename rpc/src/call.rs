@@ -45,7 +45,7 @@ impl MethodName {
 }
 
 /// What a client says about one call beside its message.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 #[non_exhaustive]
 pub struct CallOptions {
     /// When the caller stops waiting.
@@ -68,6 +68,8 @@ pub struct CallOptions {
     pub request_id: Option<Arc<str>>,
     /// Opens a stream with the call: this side's half.
     pub stream: Option<StreamSettings>,
+    /// Memory for the response's attachment: see [`crate::client::Call::receive_into`].
+    pub receive_into: Option<ucrpc_transport::RecvBuf>,
 }
 
 /// What a response has beside its message.

@@ -1,9 +1,12 @@
 //! Calling: a channel to one or more servers.
 
+mod attempt;
 mod attempts;
+mod builder;
 mod calls;
 mod conn;
 mod info;
+mod landings;
 mod lane;
 mod opening;
 mod policy;
@@ -15,18 +18,18 @@ use std::task::{Context, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use ucrpc_transport::{Address, Connection, ConnectionConfig, Error, ErrorKind};
+use ucrpc_transport::{Connection, ConnectionConfig};
 
 pub use self::attempts::ChannelCall;
+pub use self::builder::ChannelBuilder;
 use self::conn::{Conn, Strays};
+use self::landings::Landings;
 use self::lane::{Found, Lane};
 pub use self::opening::OpenStream;
 use self::policy::Budget;
 pub use self::policy::{Backoff, BudgetConfig, RetryOn, RetryPolicy};
 use crate::alarm::Alarm;
 use crate::client::{RawCall, RawCaller, park_on};
-use crate::codec::MAX_MESSAGE_SIZE;
-use crate::frames;
 use crate::interceptor::ClientInterceptor;
 use crate::place::{IntoAddress, Place};
 use crate::streaming::StreamConfig;
@@ -115,8 +118,14 @@ struct Inner {
 }
 
 impl Inner {
-    fn new_conn(&self, connection: &Connection) -> Arc<Conn> {
-        Conn::new(connection, self.limits, self.max_message, self.max_streams, self.strays.clone())
+    fn new_conn(&self, connection: &Connection, landings: Arc<Landings>) -> Arc<Conn> {
+        Conn::new(connection, self.limits, self.max_message, self.max_streams, landings, self.strays.clone())
+    }
+
+    /// What a new connection is configured with, and where attachments that come on it may go.
+    fn new_config(&self) -> (ConnectionConfig, Arc<Landings>) {
+        let landings = Landings::new(self.limits, self.connection.planner.clone());
+        (ConnectionConfig { planner: Some(landings.clone()), ..self.connection.clone() }, landings)
     }
 
     fn count_connect(&self, success: bool) {
@@ -124,38 +133,46 @@ impl Inner {
         counter.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// An open connection, if the next lane has one.
+    /// An open connection, if there is one.
     #[inline]
-    fn open_lane(&self) -> Option<(usize, Arc<Conn>)> {
+    fn open_lane(self: &Arc<Self>) -> Option<(usize, Arc<Conn>)> {
         if self.lanes.len() == 1 && !self.is_pooled {
             return self.lanes[0].open().map(|conn| (0, conn));
+        }
+        if !self.is_pooled {
+            self.turn.fetch_add(1, Ordering::Relaxed);
         }
         self.open_lane_but(0)
     }
 
-    /// An open connection of a lane that is not among `tried`.
-    fn open_lane_but(&self, tried: u64) -> Option<(usize, Arc<Conn>)> {
-        let first = if self.is_pooled { 0 } else { self.turn.fetch_add(1, Ordering::Relaxed) };
-        let fresh = |index: usize| tried >> (index % 64) & 1 == 0;
-        (0..self.lanes.len()).map(|i| (first.wrapping_add(i)) % self.lanes.len()).filter(|&i| fresh(i)).find_map(
-            |index| {
-                if self.is_pooled && !self.lanes[index].take() {
-                    return None;
-                }
-                match self.lanes[index].open() {
-                    Some(conn) => Some((index, conn)),
-                    None => {
-                        self.put_back(index);
-                        None
-                    }
-                }
-            },
-        )
+    /// An open connection of a lane that is not among `tried`. Shared lanes that would have had their turn are connected for
+    /// later calls.
+    fn open_lane_but(self: &Arc<Self>, tried: u64) -> Option<(usize, Arc<Conn>)> {
+        let (first, count) = (self.first_turn(), self.lanes.len());
+        for index in (0..count).map(|i| first.wrapping_add(i) % count).filter(|index| is_fresh(tried, *index)) {
+            if self.is_pooled && !self.lanes[index].take() {
+                continue;
+            }
+            if let Some(conn) = self.lanes[index].open() {
+                return Some((index, conn));
+            }
+            if !self.is_pooled {
+                self.lanes[index].warm_up(self);
+            }
+            self.put_back(index);
+        }
+        None
+    }
+
+    /// Where to begin to look: pooled connections are used again as soon as they can be, shared ones take turns. Only the
+    /// start of a call moves the turn on: calls whose hedges did would always meet the same server first.
+    fn first_turn(&self) -> usize {
+        if self.is_pooled { 0 } else { self.turn.load(Ordering::Relaxed) }
     }
 
     /// The lane for an attempt: open ones first, then those that were not tried and are not known to be down. `None` if all
     /// pooled connections are taken; the waker was noted.
-    fn choose(&self, tried: u64, cx: &Context<'_>) -> Option<(usize, Arc<Lane>)> {
+    fn choose(self: &Arc<Self>, tried: u64, cx: &Context<'_>) -> Option<(usize, Arc<Lane>)> {
         if let Some((index, _)) = self.open_lane_but(tried) {
             return Some((index, self.lanes[index].clone()));
         }
@@ -173,9 +190,9 @@ impl Inner {
     }
 
     fn choose_closed(&self, tried: u64) -> Option<(usize, Arc<Lane>)> {
-        let first = if self.is_pooled { 0 } else { self.turn.fetch_add(1, Ordering::Relaxed) };
-        let cost = |index: usize| (self.lanes[index].is_down(), tried >> (index % 64) & 1);
-        let mut order: Vec<_> = (0..self.lanes.len()).map(|i| (first.wrapping_add(i)) % self.lanes.len()).collect();
+        let (first, count) = (self.first_turn(), self.lanes.len());
+        let cost = |index: usize| (self.lanes[index].is_down(), !is_fresh(tried, index));
+        let mut order: Vec<_> = (0..count).map(|i| first.wrapping_add(i) % count).collect();
         order.sort_by_key(|&index| cost(index));
         let index = order.into_iter().find(|&index| !self.is_pooled || self.lanes[index].take())?;
         Some((index, self.lanes[index].clone()))
@@ -194,204 +211,17 @@ impl Inner {
     fn any_up(&self) -> bool {
         self.lanes.iter().any(|lane| !lane.is_down())
     }
+}
 
-    /// Connects a lane that is not among `tried`, for the next time.
-    fn warm_up(self: &Arc<Self>, tried: u64, cx: &Context<'_>) {
-        let fresh = |index: &usize| tried >> (index % 64) & 1 == 0;
-        if let Some(index) = (0..self.lanes.len()).find(fresh) {
-            let _ = Lane::find(&self.lanes[index], self, true, cx);
-        }
-    }
+/// Whether a lane is not among those that a call tried.
+fn is_fresh(tried: u64, index: usize) -> bool {
+    tried >> (index % 64) & 1 == 0
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
         self.alarm.close();
         self.lanes.iter().for_each(|lane| lane.close());
-    }
-}
-
-/// What a channel is made of.
-///
-/// Mistakes (an address that cannot be parsed) are reported when it is built.
-#[must_use = "no channel before `connect` or `connect_lazy`"]
-pub struct ChannelBuilder {
-    addresses: Vec<Address>,
-    failed: Option<Error>,
-    place: Option<Place>,
-    connections: ConnectionType,
-    transport: ConnectionConfig,
-    limits: Limits,
-    max_message: usize,
-    max_streams: usize,
-    timeout: Option<Duration>,
-    wait_for_ready: bool,
-    backoff: Backoff,
-    retry: RetryPolicy,
-    budget: BudgetConfig,
-    hedge_after: Option<Duration>,
-    credentials: Option<Bytes>,
-    interceptors: Vec<Arc<dyn ClientInterceptor>>,
-}
-
-impl ChannelBuilder {
-    /// Adds the address of another replica: calls go to all in turn, retries and hedges to one that the call did not try.
-    pub fn address(mut self, address: impl IntoAddress) -> Self {
-        match address.into_address() {
-            Ok(address) => self.addresses.push(address),
-            Err(error) => drop(self.failed.get_or_insert(error)),
-        }
-        self
-    }
-
-    /// Connects on these dispatchers. Default: [`Place::process`].
-    pub fn on(mut self, place: impl Into<Place>) -> Self {
-        self.place = Some(place.into());
-        self
-    }
-
-    /// How connections are used. Default: one, shared.
-    pub fn connections(mut self, connections: ConnectionType) -> Self {
-        self.connections = connections;
-        self
-    }
-
-    /// Configures the transport: windows, keepalive, the time to connect. Sizes and the framer are set from
-    /// [`Self::limits`].
-    pub fn transport(mut self, config: ConnectionConfig) -> Self {
-        self.transport = config;
-        self
-    }
-
-    /// What servers may send. Default: [`Limits::DEFAULT`].
-    pub fn limits(mut self, limits: Limits) -> Self {
-        self.limits = limits;
-        self
-    }
-
-    /// What a message may become when it is decompressed, bytes. Default: 64 MiB.
-    pub fn max_message(mut self, bytes: usize) -> Self {
-        self.max_message = bytes;
-        self
-    }
-
-    /// Streams at once on one connection. Default: 1024.
-    pub fn max_streams(mut self, max: usize) -> Self {
-        self.max_streams = max;
-        self
-    }
-
-    /// The time that a call without a deadline has, connecting and retries included; `None` for no limit. Default: 5 s.
-    pub fn timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
-        self.timeout = timeout.into();
-        self
-    }
-
-    /// What calls do when the server is known to be dead: wait for it until their deadline (`true`), or fail at once
-    /// (`false`, the default). A connection that is being made for the first time is waited for in any case.
-    pub fn wait_for_ready(mut self, wait: bool) -> Self {
-        self.wait_for_ready = wait;
-        self
-    }
-
-    /// How long to wait between attempts to connect. As long as a server is dead, it is tried at these times. Default:
-    /// 20 ms doubling up to 3 s, half of it random.
-    pub fn reconnect(mut self, backoff: Backoff) -> Self {
-        self.backoff = backoff;
-        self
-    }
-
-    /// How calls are tried again.
-    pub fn retry(mut self, policy: RetryPolicy) -> Self {
-        self.retry = policy;
-        self
-    }
-
-    /// What retries and hedges may add to the load.
-    pub fn budget(mut self, budget: BudgetConfig) -> Self {
-        self.budget = budget;
-        self
-    }
-
-    /// Sends a second request, to another address or connection, when a call had no answer for this long. The first answer
-    /// counts, the other request is cancelled. Only for methods that may run twice. Default: never.
-    pub fn hedge_after(mut self, after: Duration) -> Self {
-        self.hedge_after = Some(after);
-        self
-    }
-
-    /// What the first requests of each connection authenticate with.
-    pub fn credentials(mut self, credentials: impl Into<Bytes>) -> Self {
-        self.credentials = Some(credentials.into());
-        self
-    }
-
-    /// Adds an interceptor.
-    pub fn interceptor(mut self, interceptor: impl ClientInterceptor) -> Self {
-        self.interceptors.push(Arc::new(interceptor));
-        self
-    }
-
-    /// Builds the channel; it connects when the first call needs it.
-    ///
-    /// # Errors
-    ///
-    /// If the channel was built wrongly, or there is no dispatcher to be had.
-    pub fn connect_lazy(self) -> Result<Channel, Error> {
-        if let Some(error) = self.failed {
-            return Err(error);
-        }
-        let place = self.place.map_or_else(Place::process, Ok)?;
-        let (each, is_pooled) = match self.connections {
-            ConnectionType::Shared(count) => (count, false),
-            ConnectionType::Pooled(count) => (count, true),
-        };
-        if self.addresses.is_empty() || each == 0 {
-            return Err(Error::new(ErrorKind::Invalid, "a channel needs an address and a connection"));
-        }
-        // Addresses take turns, so that an attempt on the next lane is one on another server.
-        let lanes = (0..each).flat_map(|_| &self.addresses).cloned().map(Lane::new).collect();
-        let inner = Inner {
-            alarm: Alarm::start(place.home()),
-            place,
-            lanes,
-            is_pooled,
-            turn: AtomicUsize::new(0),
-            queue: Mutex::default(),
-            connection: frames::connection_config(&self.transport, &self.limits),
-            limits: self.limits,
-            max_message: self.max_message,
-            max_streams: self.max_streams,
-            timeout: self.timeout,
-            wait_for_ready: self.wait_for_ready,
-            backoff: self.backoff,
-            retry: self.retry,
-            hedge_after: self.hedge_after,
-            credentials: self.credentials,
-            interceptors: self.interceptors,
-            budget: Budget::new(self.budget),
-            attempts: AtomicU64::new(1),
-            counters: Counters::default(),
-            strays: Arc::default(),
-        };
-        Ok(Channel { inner: Arc::new(inner) })
-    }
-
-    /// Builds the channel and opens its first connection, within the channel's timeout.
-    ///
-    /// # Errors
-    ///
-    /// As [`Self::connect_lazy`], or why the connection could not be opened.
-    pub async fn connect(self) -> Result<Channel, Status> {
-        let channel = self.connect_lazy().map_err(|error| frames::status_of(&error))?;
-        channel.connected().await?;
-        Ok(channel)
-    }
-}
-
-impl fmt::Debug for ChannelBuilder {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ChannelBuilder").field("addresses", &self.addresses).finish_non_exhaustive()
     }
 }
 
@@ -405,27 +235,9 @@ pub struct Channel {
 }
 
 impl Channel {
-    /// A channel to `address`, as text or as an [`Address`].
+    /// A channel to `address`, as text or as an [`Address`](ucrpc_transport::Address).
     pub fn builder(address: impl IntoAddress) -> ChannelBuilder {
-        let builder = ChannelBuilder {
-            addresses: Vec::new(),
-            failed: None,
-            place: None,
-            connections: ConnectionType::Shared(1),
-            transport: ConnectionConfig::default(),
-            limits: Limits::DEFAULT,
-            max_message: MAX_MESSAGE_SIZE,
-            max_streams: 1024,
-            timeout: Some(Duration::from_secs(5)),
-            wait_for_ready: false,
-            backoff: Backoff { first: Duration::from_millis(20), max: Duration::from_secs(3), jitter: 0.5 },
-            retry: RetryPolicy::default(),
-            budget: BudgetConfig::default(),
-            hedge_after: None,
-            credentials: None,
-            interceptors: Vec::new(),
-        };
-        builder.address(address)
+        ChannelBuilder::new().address(address)
     }
 
     /// A channel to `address` with all defaults, connected.

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use prost::Message;
+use ucrpc_transport::RecvBuf;
 
 use crate::call::{
     CallOptions, CallStats, Deadline, Inherited, Metadata, MetadataError, MethodName, RawResponse, Response, Trace,
@@ -140,6 +141,17 @@ impl<C: RawCaller, Req: Message, Resp: Message + Default> Call<C, Req, Resp> {
     /// Sets a name for the request.
     pub fn request_id(mut self, id: impl Into<Arc<str>>) -> Self {
         self.options.request_id = Some(id.into());
+        self
+    }
+
+    /// Receives the response's attachment straight into this memory, if it is long enough: it arrives there by rendezvous or
+    /// by the read of the socket, and [`Response::attachment`] is that memory. An attachment that is longer than the buffer, and any after a
+    /// first attempt that broke while its attachment came, goes where it goes without.
+    ///
+    /// `Bytes::try_into_mut` makes ordinary memory writable again for the next call, without a copy. While the
+    /// attachment arrives the memory belongs to the transport: dropping the call then drops the buffer when it is complete.
+    pub fn receive_into(mut self, buf: RecvBuf) -> Self {
+        self.options.receive_into = Some(buf);
         self
     }
 

@@ -21,6 +21,8 @@ pub mod service;
 mod status;
 pub mod streaming;
 pub mod testing;
+#[cfg(feature = "tower")]
+pub mod tower;
 pub mod wire;
 
 pub use call::{CallContext, Deadline, Metadata, Response};

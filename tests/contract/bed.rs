@@ -53,6 +53,18 @@ pub const BACKENDS: &[Backend] = &[
     },
 ];
 
+/// UCX over verbs; run in a guest of `cargo xtask rdma-vm`, where a missing device is a failure. One device for both sides:
+/// with two, UCX would use both.
+pub const RDMA_BACKENDS: &[Backend] = &[
+    ucx("ucx-rc", &[("UCX_TLS", "rc"), ("UCX_NET_DEVICES", "rxe0:1")], ANY_PORT_UCX, "rc_verbs/rxe0"),
+    ucx("ucx-ud", &[("UCX_TLS", "ud_verbs"), ("UCX_NET_DEVICES", "rxe0:1")], ANY_PORT_UCX, "ud_verbs/rxe0"),
+];
+
+/// Those of this run: `UCRPC_TEST_RDMA` asks for verbs.
+pub fn backends() -> &'static [Backend] {
+    if std::env::var_os("UCRPC_TEST_RDMA").is_some() { RDMA_BACKENDS } else { BACKENDS }
+}
+
 const fn ucx(
     name: &'static str,
     environment: &'static [(&'static str, &'static str)],

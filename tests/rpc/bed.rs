@@ -32,6 +32,27 @@ pub const BACKENDS: &[Backend] = &[
     Backend { name: "ucx-posix", environment: &[("UCX_TLS", "posix")], address: "ucx://127.0.0.1:0", transport: "ucx" },
 ];
 
+/// UCX over verbs; run in a guest of `cargo xtask rdma-vm`, where a missing device is a failure.
+pub const RDMA_BACKENDS: &[Backend] = &[
+    Backend {
+        name: "ucx-rc",
+        environment: &[("UCX_TLS", "rc"), ("UCX_NET_DEVICES", "rxe0:1")],
+        address: "ucx://127.0.0.1:0",
+        transport: "ucx",
+    },
+    Backend {
+        name: "ucx-ud",
+        environment: &[("UCX_TLS", "ud_verbs"), ("UCX_NET_DEVICES", "rxe0:1")],
+        address: "ucx://127.0.0.1:0",
+        transport: "ucx",
+    },
+];
+
+/// Those of this run: `UCRPC_TEST_RDMA` asks for verbs.
+pub fn backends() -> &'static [Backend] {
+    if std::env::var_os("UCRPC_TEST_RDMA").is_some() { RDMA_BACKENDS } else { BACKENDS }
+}
+
 /// A server's and a client's dispatcher.
 pub struct Bed {
     pub backend: &'static Backend,
@@ -57,6 +78,32 @@ impl Bed {
             other => other.to_owned(),
         };
         text.parse().expect("address")
+    }
+
+    /// An address that a server can take, leave, and take again.
+    pub fn fixed_address(&self) -> Address {
+        let address = self.address();
+        let Some(_) = address.host_port() else { return address };
+        // A port of this host that was free just now; the address is this process's alone.
+        let host = format!("127.77.{}.{}", std::process::id() / 250 % 250 + 1, std::process::id() % 250 + 1);
+        let port = std::net::TcpListener::bind((host.as_str(), 0)).and_then(|l| l.local_addr()).expect("a port").port();
+        format!("{}://{host}:{port}", address.scheme()).parse().expect("address")
+    }
+
+    /// An address where somebody accepts, and never says a word.
+    pub fn silent(&self) -> (Address, Box<dyn std::any::Any>) {
+        let address = self.address();
+        match &address {
+            Address::Unix(path) => {
+                let listener = std::os::unix::net::UnixListener::bind(path).expect("bind");
+                (address, Box::new(listener))
+            }
+            other => {
+                let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
+                let at = listener.local_addr().expect("address");
+                (other.with_socket_addr(at), Box::new(listener))
+            }
+        }
     }
 
     pub fn serve(&self, server: ServerBuilder) -> Server {

@@ -6,17 +6,23 @@
 
 #![allow(unreachable_pub, reason = "a test program has no public interface")]
 
+mod around;
 mod bed;
 mod echo;
+mod ending;
+mod hostile;
+mod resilience;
 #[path = "../util/retry.rs"]
 mod retry;
+mod streams;
+mod stress;
 mod unary;
 
 use std::process::{Command, ExitCode};
 
 use libtest_mimic::{Arguments, Failed};
 
-use self::bed::{BACKENDS, Backend, Case};
+use self::bed::{Backend, Case, backends};
 
 /// Names the case that a child process runs: `backend/case`.
 const CHILD: &str = "UCRPC_CHILD";
@@ -29,8 +35,10 @@ fn main() -> ExitCode {
     // Two cores: more processes at once only make each other's deadlines late.
     arguments.test_threads = Some(arguments.test_threads.unwrap_or(2).min(2));
     let everywhere =
-        BACKENDS.iter().flat_map(|backend| EVERYWHERE.iter().copied().flatten().map(move |case| (backend, case)));
-    let trials = everywhere.map(|(backend, (case, _))| {
+        backends().iter().flat_map(|backend| EVERYWHERE.iter().copied().flatten().map(move |case| (backend, case)));
+    let raw = backends().iter().filter(|backend| backend.name == "tcp");
+    let raw = raw.flat_map(|backend| hostile::CASES.iter().map(move |case| (backend, case)));
+    let trials = everywhere.chain(raw).map(|(backend, (case, _))| {
         let (backend, name) = (*backend, format!("{}/{case}", backend.name));
         retry::trial(name.clone(), move || parent(&backend, &name))
     });
@@ -38,7 +46,8 @@ fn main() -> ExitCode {
 }
 
 /// Cases that hold on every transport.
-const EVERYWHERE: &[&[Case]] = &[unary::CASES];
+const EVERYWHERE: &[&[Case]] =
+    &[unary::CASES, around::CASES, ending::CASES, streams::CASES, resilience::CASES, stress::CASES];
 
 /// Runs a case in a process with the backend's settings.
 fn parent(backend: &Backend, name: &str) -> Result<(), Failed> {
@@ -55,8 +64,9 @@ fn parent(backend: &Backend, name: &str) -> Result<(), Failed> {
 
 fn child(name: &str) -> ExitCode {
     let (backend, case) = name.split_once('/').expect("backend/case");
-    let backend = BACKENDS.iter().find(|b| b.name == backend).expect("a known backend");
-    let (_, run) = EVERYWHERE.iter().copied().flatten().find(|(n, _)| *n == case).expect("a known case");
+    let backend = backends().iter().find(|b| b.name == backend).expect("a known backend");
+    let mut cases = EVERYWHERE.iter().copied().flatten().chain(hostile::CASES);
+    let (_, run) = cases.find(|(n, _)| *n == case).expect("a known case");
     let watchdog = std::time::Duration::from_secs(150);
     std::thread::spawn(move || {
         std::thread::sleep(watchdog);

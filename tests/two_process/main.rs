@@ -31,7 +31,7 @@ fn main() -> ExitCode {
         return peer::main();
     }
     let mut arguments = Arguments::from_args();
-    // Most of the time is spent waiting for deadlines of 2.5 s; more at once would make each other late on two cores.
+    // Most of the time is spent waiting for deadlines of 2.3 s; more at once would make each other late on two cores.
     arguments.test_threads = Some(arguments.test_threads.unwrap_or(3).min(3));
     if !arguments.list {
         netns::remove_leftovers();

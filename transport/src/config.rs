@@ -29,16 +29,16 @@ impl Default for WaitPolicy {
 /// How a silent peer is found out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Keepalive {
-    /// A peer that was silent for this long is asked for a sign of life. Default: 750 ms.
+    /// A peer that was silent for this long is asked for a sign of life. Default: 600 ms.
     pub interval: Duration,
-    /// A peer that was silent for this long is gone. Default: 2500 ms, so that with the interval's slack the
-    /// application hears of it within 3 s.
+    /// A peer that was silent for this long is gone. Default: 2300 ms, so that the application hears of it
+    /// within 3 s even if this side is busy.
     pub deadline: Duration,
 }
 
 impl Default for Keepalive {
     fn default() -> Self {
-        Self { interval: Duration::from_millis(750), deadline: Duration::from_millis(2500) }
+        Self { interval: Duration::from_millis(600), deadline: Duration::from_millis(2300) }
     }
 }
 
@@ -118,6 +118,14 @@ pub struct ConnectionConfig {
     pub framer: Option<Arc<dyn Framer>>,
     /// From this many bytes a body goes by rendezvous over UCX; `None` chooses by transport. Default: `None`.
     pub rendezvous_from: Option<u64>,
+}
+
+impl ConnectionConfig {
+    /// Whether even short bodies have to be asked about.
+    #[inline]
+    pub(crate) fn has_plans(&self) -> bool {
+        self.planner.as_ref().is_some_and(|planner| !planner.is_idle())
+    }
 }
 
 impl Default for ConnectionConfig {

@@ -11,6 +11,7 @@ mod conn;
 mod dial;
 mod end;
 mod events;
+mod inbox;
 mod io;
 mod mem_link;
 mod opening;
@@ -44,6 +45,7 @@ pub(crate) use self::{
     accept::{ListenSocket, ListenerShared, register_mem},
     cm_open::{CmListen, listen as listen_cm},
     conn::ConnCore,
+    inbox::{Here, poll_here, take_here},
     io::Io,
     mem_link::MemParty,
     send::{Pumped, SendHalf},
@@ -175,16 +177,16 @@ pub fn spawn_local(future: impl Future<Output = ()> + 'static) -> Result<()> {
     }
 }
 
-/// Sends without a queue where that keeps the order: on the dispatcher's own thread, or on an idle TCP connection.
-#[inline]
-pub(crate) fn send_at_once(shared: &connection::Shared, outgoing: Outgoing, len: u64) -> Result<(), Outgoing> {
+/// Sends without a queue where that keeps the order: on the dispatcher's own thread, or on an idle TCP connection. What was not sent is left where it is: frames are large to be handed to and fro.
+pub(crate) fn send_at_once(shared: &connection::Shared, outgoing: &mut Option<Outgoing>, len: u64) {
     if is_current(shared.dispatcher.id) {
-        CURRENT.with_borrow(|current| match current.as_ref().map(|c| c.core.try_borrow_mut()) {
-            Some(Ok(mut core)) => core.send_now(shared, outgoing, len),
-            _ => Err(outgoing),
-        })
+        CURRENT.with_borrow(|current| {
+            if let Some(Ok(mut core)) = current.as_ref().map(|c| c.core.try_borrow_mut()) {
+                core.send_now(shared, outgoing, len);
+            }
+        });
     } else {
-        send::by_caller(shared, outgoing, len)
+        send::by_caller(shared, outgoing, len);
     }
 }
 

@@ -46,6 +46,12 @@ pub enum RecvPlan {
 pub trait Planner: Send + Sync + 'static {
     /// Decides about one announced body.
     fn plan(&self, announcement: &Announcement<'_>) -> RecvPlan;
+
+    /// Whether it has nothing to decide just now: short bodies then take the quicker way of connections without a planner.
+    /// Long ones are asked about all the same. Called often: it should only read an atomic.
+    fn is_idle(&self) -> bool {
+        false
+    }
 }
 
 impl<F> Planner for F

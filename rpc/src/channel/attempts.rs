@@ -7,10 +7,11 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use bytes::Bytes;
-use ucrpc_transport::{Frame, SendError};
+use ucrpc_transport::SendError;
 
 use super::Channel;
-use super::calls::{Answer, Entered, MAX_CALLS, Polled};
+use super::attempt::{Attempt, Outcome};
+use super::calls::{Entered, MAX_CALLS};
 use super::conn::Conn;
 use super::lane::{Found, Lane};
 use crate::alarm::AlarmEntry;
@@ -19,88 +20,14 @@ use crate::client::RawCall;
 use crate::codec::{AttemptMeta, CompressType, encode_request};
 use crate::frames::{frame, status_of};
 use crate::streaming::{Core as StreamCore, StreamConfig};
-use crate::wire::MessageBuf;
+use crate::wire::{Head, MessageBuf};
 use crate::{Code, Deadline, Status};
-
-type Room = Pin<Box<dyn Future<Output = ucrpc_transport::Result<()>> + Send>>;
 
 /// The serialized message, for as long as another attempt may need it.
 enum Payload {
     Fresh(MessageBuf),
     Kept(Bytes),
     Gone,
-}
-
-/// One attempt, on one connection.
-struct Attempt {
-    conn: Arc<Conn>,
-    lane: usize,
-    id: i64,
-    /// The transport had no room for the frame.
-    unsent: Option<(Frame, Option<Room>)>,
-    over: bool,
-}
-
-impl Drop for Attempt {
-    fn drop(&mut self) {
-        if !self.over {
-            self.conn.leave(self.id);
-        }
-    }
-}
-
-/// What an attempt came to.
-enum Outcome {
-    Pending,
-    /// Its time to be woken has come.
-    Due,
-    Answered(Result<RawResponse, Status>, u64),
-    /// It failed, and the handler surely did not run.
-    NotStarted(Status),
-}
-
-impl Attempt {
-    fn poll(&mut self, wake_at: Option<Instant>, cx: &mut Context<'_>) -> Outcome {
-        while let Some((frame, room)) = self.unsent.take() {
-            let sender = self.conn.sender.clone();
-            let mut room = room.unwrap_or_else(|| Box::pin(async move { sender.ready().await }));
-            if room.as_mut().poll(cx).is_pending() {
-                self.unsent = Some((frame, Some(room)));
-                break;
-            }
-            match self.conn.sender.send(frame) {
-                Ok(()) => {}
-                Err(SendError::Full(frame)) => self.unsent = Some((frame, None)),
-                Err(SendError::Closed(_, error) | SendError::TooLarge(_, error) | SendError::Invalid(_, error)) => {
-                    self.abandon();
-                    return Outcome::NotStarted(status_of(&error));
-                }
-            }
-        }
-        let polled = self.conn.calls().poll(self.id, wake_at, cx);
-        match polled {
-            Polled::Pending { rearm } => {
-                if rearm {
-                    self.conn.wake_reader();
-                }
-                Outcome::Pending
-            }
-            Polled::Due => Outcome::Due,
-            Polled::Answer(answer, bytes) => {
-                self.over = true;
-                match answer {
-                    Answer::Lost(status) if self.unsent.is_some() => Outcome::NotStarted(status),
-                    answer => Outcome::Answered(self.conn.decode(answer), bytes),
-                }
-            }
-        }
-    }
-
-    /// Takes it out of the table: the server never heard of it.
-    fn abandon(&mut self) {
-        self.over = true;
-        self.conn.calls().leave(self.id);
-    }
 }
 
 /// A call of a [`Channel`] under way. Dropping it cancels the call, on the server too.
@@ -170,9 +97,10 @@ impl ChannelCall {
         // The usual case: a connection is open, and the request leaves here.
         if this.ended.is_none()
             && let Some((lane, conn)) = this.channel.inner.open_lane()
-            && let Err((status, true)) = this.send(0, lane, conn)
+            && let Err((status, is_end)) = this.send(0, lane, conn)
         {
-            this.ended = Some(status);
+            let over = if is_end { Err(status) } else { this.fail(status, true) };
+            this.ended = over.err();
         }
         this
     }
@@ -222,39 +150,17 @@ impl ChannelCall {
                 return release((Status::new(Code::EOVERCROWDED, text), false));
             }
         };
-        let mut attempt = Attempt { conn, lane, id, unsent: None, over: false };
-        if let Some(config) = self.opens {
-            match attempt.conn.streams.open(&attempt.conn.sender, config, None) {
-                Ok(stream) => {
-                    self.options.stream = Some(stream.settings());
-                    self.drop_stream("the call was tried again");
-                    self.opened = Some(stream);
-                }
-                Err(status) => {
-                    attempt.abandon();
-                    return release((status, true));
-                }
-            }
+        let mut attempt = Attempt::new(conn, lane, id);
+        if let Some(buf) = self.options.receive_into.take() {
+            attempt.land_in(buf);
         }
-        let is_settled = attempt.conn.is_settled();
-        let meta = AttemptMeta {
-            correlation_id: id,
-            authentication_data: inner.credentials.as_deref().filter(|_| !is_settled),
-            signal: attempt.conn.signal(),
-        };
-        let keep = self.may_repeat();
-        let message = self.take_message();
-        let encoded = encode_request(&self.method, message, &self.options, meta, Instant::now(), &inner.limits);
-        let head = match encoded {
+        let head = match self.open(&attempt.conn).and_then(|()| self.encode(&attempt.conn, id)) {
             Ok(head) => head,
             Err(status) => {
                 attempt.abandon();
                 return release((status, true));
             }
         };
-        if keep && matches!(self.payload, Payload::Gone) {
-            self.payload = Payload::Kept(head.message());
-        }
         let frame = frame(head, self.options.attachment.clone());
         self.stats.attempts += 1;
         self.stats.bytes_sent += frame.len();
@@ -262,6 +168,7 @@ impl ChannelCall {
             Ok(()) => {}
             Err(SendError::Full(frame)) => attempt.unsent = Some((frame, None)),
             Err(SendError::Closed(_, error)) => {
+                self.options.receive_into = attempt.reclaim();
                 attempt.abandon();
                 return release((status_of(&error), false));
             }
@@ -276,6 +183,33 @@ impl ChannelCall {
         self.tried |= 1 << (lane % 64);
         self.live[slot] = Some(attempt);
         Ok(())
+    }
+
+    /// Opens this side's half of the stream that the call asks for, on the connection of an attempt.
+    fn open(&mut self, conn: &Conn) -> Result<(), Status> {
+        if let Some(config) = self.opens {
+            let stream = conn.streams.open(&conn.sender, config, None)?;
+            self.options.stream = Some(stream.settings());
+            self.drop_stream("the call was tried again");
+            self.opened = Some(stream);
+        }
+        Ok(())
+    }
+
+    /// Encodes the request of an attempt.
+    fn encode(&mut self, conn: &Conn, id: i64) -> Result<Head, Status> {
+        let message = self.take_message();
+        let inner = &self.channel.inner;
+        let meta = AttemptMeta {
+            correlation_id: id,
+            authentication_data: inner.credentials.as_deref().filter(|_| !conn.is_settled()),
+            signal: conn.signal(),
+        };
+        let head = encode_request(&self.method, message, &self.options, meta, Instant::now(), &inner.limits)?;
+        if self.may_repeat() && matches!(self.payload, Payload::Gone) {
+            self.payload = Payload::Kept(head.message());
+        }
+        Ok(head)
     }
 
     /// When this call wants to be woken if nothing comes.
@@ -313,7 +247,9 @@ impl ChannelCall {
                 Outcome::NotStarted(status) => (Err(status), true),
             };
             self.stats.transport = transport;
-            self.live[slot] = None;
+            if let Some(buf) = self.live[slot].take().and_then(|mut attempt| attempt.reclaim()) {
+                self.options.receive_into = Some(buf);
+            }
             self.channel.inner.put_back(lane);
             match result {
                 Ok(response) => return Poll::Ready(Ok(response)),
@@ -393,7 +329,7 @@ impl ChannelCall {
                 }
                 if self.is_live() {
                     // A wake-up may have been the timer's.
-                    match self.poll_times(cx) {
+                    match self.poll_times() {
                         Poll::Ready(Err(status)) => return Poll::Ready(Err(status)),
                         Poll::Ready(Ok(())) => continue,
                         Poll::Pending => return Poll::Pending,
@@ -426,7 +362,7 @@ impl ChannelCall {
     }
 
     /// Attempts are under way: has the deadline passed, or is it time for a hedge? Ready means that something changed.
-    fn poll_times(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Status>> {
+    fn poll_times(&mut self) -> Poll<Result<(), Status>> {
         if self.hedge_at.is_none() && self.options.deadline.instant().is_none() {
             return Poll::Pending;
         }
@@ -440,16 +376,14 @@ impl ChannelCall {
         self.hedge_at = None;
         let inner = self.channel.inner.clone();
         let slot = usize::from(self.live[0].is_some());
-        let chosen = inner.open_lane_but(self.tried);
-        if let Some((lane, conn)) = chosen {
+        // Where no other lane is open there is no hedge; one is being connected for the next time.
+        if let Some((lane, conn)) = inner.open_lane_but(self.tried) {
             if !inner.budget.spend() {
                 inner.put_back(lane);
                 inner.counters.budget_refused.fetch_add(1, Ordering::Relaxed);
             } else if self.send(slot, lane, conn).is_ok() {
                 inner.counters.hedges.fetch_add(1, Ordering::Relaxed);
             }
-        } else {
-            inner.warm_up(self.tried, cx);
         }
         Poll::Ready(Ok(()))
     }

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use ucrpc_transport::{Connection, Dispatcher, Frame, SendError, Sender};
 
 use super::calls::{Answer, Calls};
+use super::landings::Landings;
 use crate::alarm::OneTimer;
 use crate::codec::{decode_response, encode_signal};
 use crate::frames::{Incoming, status_of, take_apart, transport_name};
@@ -48,6 +49,7 @@ pub(super) struct Conn {
     /// No new calls: the server is stopping, or the channel is gone. It closes when the last call has ended.
     retired: AtomicBool,
     reader: OnceLock<Waker>,
+    pub(super) landings: Arc<Landings>,
     strays: Arc<Strays>,
 }
 
@@ -57,6 +59,7 @@ impl Conn {
         limits: Limits,
         max_message: usize,
         max_streams: usize,
+        landings: Arc<Landings>,
         strays: Arc<Strays>,
     ) -> Arc<Self> {
         let is_native = connection.info().is_some_and(|info| info.framing.is_none());
@@ -72,6 +75,7 @@ impl Conn {
             settled: AtomicBool::new(false),
             retired: AtomicBool::new(false),
             reader: OnceLock::new(),
+            landings,
             strays,
         })
     }

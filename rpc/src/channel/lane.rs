@@ -10,6 +10,7 @@ use ucrpc_transport::{Address, Connection};
 
 use super::Inner;
 use super::conn::{Conn, Reader};
+use super::landings::Landings;
 use crate::alarm::OneTimer;
 use crate::frames::status_of;
 use crate::{Code, Status};
@@ -64,6 +65,19 @@ impl Lane {
         }
     }
 
+    /// Starts to connect, if nobody does and nothing is known to be wrong. Nobody is woken when it is done.
+    pub(super) fn warm_up(self: &Arc<Self>, inner: &Arc<Inner>) {
+        {
+            let mut state = self.lock();
+            match &state.phase {
+                Phase::Open(conn) if conn.is_usable() => return,
+                Phase::Idle | Phase::Open(_) => state.phase = Phase::Connecting,
+                Phase::Connecting | Phase::Down(_) | Phase::Closed => return,
+            }
+        }
+        self.connect(inner);
+    }
+
     pub(super) fn is_down(&self) -> bool {
         matches!(self.lock().phase, Phase::Down(_) | Phase::Closed)
     }
@@ -102,9 +116,10 @@ impl Lane {
     }
 
     fn connect(self: &Arc<Self>, inner: &Arc<Inner>) {
-        let connection = inner.place.connect(&self.address, inner.connection.clone()).into_connection();
+        let (config, landings) = inner.new_config();
+        let connection = inner.place.connect(&self.address, config).into_connection();
         let dispatcher = connection.dispatcher();
-        let task = Task { lane: self.clone(), inner: Arc::downgrade(inner), over: false };
+        let task = Task { lane: self.clone(), inner: Arc::downgrade(inner), landings, over: false };
         dispatcher.spawn_task(move || task.run(connection));
     }
 
@@ -134,6 +149,7 @@ impl Lane {
 struct Task {
     lane: Arc<Lane>,
     inner: Weak<Inner>,
+    landings: Arc<Landings>,
     over: bool,
 }
 
@@ -146,7 +162,7 @@ impl Task {
             let Some(inner) = self.inner.upgrade() else { break };
             match opened {
                 Ok(()) => {
-                    let conn = inner.new_conn(&connection);
+                    let conn = inner.new_conn(&connection, self.landings.clone());
                     inner.count_connect(true);
                     self.lane.set(Phase::Open(conn.clone()));
                     drop(inner);
@@ -166,7 +182,9 @@ impl Task {
                         break;
                     }
                     let Some(inner) = self.inner.upgrade() else { break };
-                    connection = dispatcher.connect(&self.lane.address, inner.connection.clone()).into_connection();
+                    let (config, landings) = inner.new_config();
+                    self.landings = landings;
+                    connection = dispatcher.connect(&self.lane.address, config).into_connection();
                 }
             }
         }

@@ -48,6 +48,8 @@ pub(crate) struct ConnCore {
     pub(crate) progress: super::stall::Progress,
     /// It is in `Io::ready` already.
     pub(crate) is_ready: bool,
+    /// Frames for a reader on this thread.
+    pub(crate) inbox: super::inbox::Inbox,
 }
 
 /// The protocol's state of one connection.
@@ -129,6 +131,7 @@ impl ConnCore {
             controls: Vec::new(),
             progress: super::stall::Progress::default(),
             is_ready: false,
+            inbox: super::inbox::Inbox::default(),
         }
     }
 
@@ -165,7 +168,9 @@ impl ConnCore {
         counters.frames_received.add(1);
         counters.bytes_received.add(bytes);
         // It fails when the receiver is gone: what arrives counts as consumed then, see `credit_due`.
-        if self.deliver.push(frame, bytes).is_err() {
+        if let Err(frame) = self.inbox.keep(frame, bytes)
+            && self.deliver.push(frame, bytes).is_err()
+        {
             self.shared.announce();
         }
     }

@@ -333,6 +333,7 @@ impl Core {
             worked |= self.fire_timers();
             self.io.publish(self.conns.len());
             self.io.replace_stuck_worker();
+            self.io.hasten_closing();
             self.close_spares();
         }
         worked |= self.serve_ready();

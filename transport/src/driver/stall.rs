@@ -25,7 +25,7 @@ impl ConnCore {
             sent: self.shared.counters.frames_sent.get(),
             consumed: self.shared.consumed_frames.load(Relaxed),
             queued: !self.queue.is_empty() || backend.waits_for_credit(),
-            delivered: !self.deliver.is_empty(),
+            delivered: self.untaken().0 > 0,
         };
         self.progress = now;
         let reader_stands = before.delivered && now.delivered && before.consumed == now.consumed;

@@ -149,13 +149,13 @@ impl UcxLink {
         &mut self,
         core: &mut ConnCore,
         io: &mut Io,
-        outgoing: Outgoing,
+        outgoing: &mut Option<Outgoing>,
         len: u64,
-    ) -> Result<Result<()>, Outgoing> {
+    ) -> Option<Result<()>> {
         if self.inflight >= MAX_INFLIGHT || self.numbering.is_stalled() || !self.numbering.take_credit(len) {
-            return Err(outgoing);
+            return None;
         }
-        Ok(self.put(core, io, outgoing, len))
+        Some(self.put(core, io, outgoing.take()?, len))
     }
 
     /// Whether large transfers or a full window are under way: what is sent now may be long in coming.
@@ -226,13 +226,11 @@ impl UcxLink {
     ) -> Result<()> {
         let mut bytes = [0; MAX_HEADER];
         let len = header.encode(&mut bytes);
-        // The slot is taken before UCX is called: its completion may come inside the call.
-        let entry = io.ops.vacant_entry();
-        let token = entry.key() as u64;
-        entry.insert(UcxOp::Send { connection: core.key, done });
+        // The slot is known before UCX is called and taken after it: a completion inside the call is an event for later.
+        let token = io.ops.vacant_key() as u64;
         let Some(worker) = io.live_worker() else { return Err(gone()) };
         let sent = worker.send_copy(self.ep, &bytes[..len], parts, token);
-        self.sent_or_pending(io, token, sent)
+        self.sent_or_pending(core, io, token, done, sent)
     }
 
     fn own(
@@ -252,30 +250,34 @@ impl UcxLink {
         if mode == Mode::Rendezvous {
             core.shared.counters.rendezvous_sent.add(1);
         }
-        let token = io.ops.insert(UcxOp::Send { connection: core.key, done }) as u64;
+        let token = io.ops.vacant_key() as u64;
         let Some(worker) = io.live_worker() else { return Err(gone()) };
         let sent = worker.send_owned(self.ep, &bytes[..len + head.len()], payload, mode, token);
-        self.sent_or_pending(io, token, sent)
+        self.sent_or_pending(core, io, token, done, sent)
     }
 
     #[inline]
-    fn sent_or_pending(&mut self, io: &mut Io, token: u64, sent: Result<Sent>) -> Result<()> {
-        match sent {
-            Ok(Sent::Pending) => {
+    fn sent_or_pending(
+        &mut self,
+        core: &ConnCore,
+        io: &mut Io,
+        token: u64,
+        done: Option<Completion>,
+        sent: Result<Sent>,
+    ) -> Result<()> {
+        match sent? {
+            Sent::Pending => {
                 self.inflight += 1;
-                Ok(())
+                let slot = io.ops.insert(UcxOp::Send { connection: core.key, done });
+                debug_assert_eq!(slot as u64, token, "nothing else takes a slot while UCX is called");
             }
-            Ok(Sent::Done) => {
-                if let UcxOp::Send { done: Some(done), .. } = io.ops.remove(token as usize) {
+            Sent::Done => {
+                if let Some(done) = done {
                     done.complete(Ok(()));
                 }
-                Ok(())
-            }
-            Err(error) => {
-                io.ops.remove(token as usize);
-                Err(error)
             }
         }
+        Ok(())
     }
 
     /// A data message that came whole.
@@ -317,7 +319,7 @@ impl UcxLink {
     /// Head and body are here, and accounted for.
     #[inline]
     fn on_whole(&mut self, core: &mut ConnCore, io: &mut Io, seq: u32, head: Bytes, body: Bytes) -> Result<()> {
-        if body.is_empty() || core.config.planner.is_none() {
+        if body.is_empty() || !core.config.has_plans() {
             return deliver(core, seq, Frame { head, body: body.into() });
         }
         match receive::place(core, io, &head, body.len() as u64)? {
@@ -694,7 +696,7 @@ impl Core {
         };
         match result {
             Ok(()) => {
-                core.shared.reader.wake();
+                core.wake_reader();
                 self.settle(key);
             }
             Err(error) => {

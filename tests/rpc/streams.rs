@@ -1,0 +1,201 @@
+//! Streams: messages in both directions, in order, within windows.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use ucrpc::rpc::client::RawCaller;
+use ucrpc::rpc::service::StreamOffer;
+use ucrpc::rpc::streaming::StreamConfig;
+use ucrpc::transport::spawn_local;
+use ucrpc::{CallContext, Channel, Code, Server, Status};
+
+use crate::bed::{Bed, Case};
+use crate::echo::{self, EchoClient, EchoRequest, EchoResponse, EchoServer, Service, Way};
+use crate::ending::eventually;
+use crate::unary::{bytes_of, request};
+
+pub const CASES: &[Case] = &[
+    ("stream_both_ways", both_ways),
+    ("stream_from_server", from_server),
+    ("stream_to_server", to_server),
+    ("stream_refused", refused),
+    ("stream_ends", ends),
+];
+
+fn both_ways(bed: &Bed) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build().unwrap();
+    for way in [Way::Local, Way::Tokio] {
+        let (service, _) = Service::new(way);
+        let mut server = Server::builder().service(EchoServer::new(service));
+        if way == Way::Tokio {
+            server = server.handlers_on(runtime.handle().clone());
+        }
+        let server = bed.serve(server);
+        let channel = bed.channel(&server).connect_lazy().unwrap();
+        let client = EchoClient::new(channel.clone());
+        let open = client.chat(request(Bytes::from_static(b"hello"))).open_stream(StreamConfig::default());
+        let (response, mut stream) = channel.block_on(open).unwrap();
+        assert_eq!(response.payload, &b"hello"[..]);
+        // One after the other.
+        for i in 0..50 {
+            let got = channel.block_on(async {
+                stream.send(&request(bytes_of(i, i * 7))).await.unwrap();
+                stream.next().await.unwrap().unwrap()
+            });
+            assert_eq!(got.payload, bytes_of(i, i * 7));
+        }
+        // All at once, more than the window; messages of many frames among them.
+        let (mut reader, mut writer) = stream.into_bytes().split();
+        std::thread::scope(|scope| {
+            let sending = channel.clone();
+            scope.spawn(move || {
+                use prost::Message;
+                for i in 0..300 {
+                    let len = if i % 100 == 99 { 3 << 20 } else { i * 100 };
+                    let message = request(bytes_of(i, len)).encode_to_vec();
+                    sending.block_on(writer.send(message)).unwrap();
+                }
+                writer
+            });
+            for i in 0..300 {
+                use prost::Message;
+                let len = if i % 100 == 99 { 3 << 20 } else { i * 100 };
+                let got = channel.block_on(reader.next()).unwrap().unwrap();
+                assert!(EchoResponse::decode(got).unwrap().payload == bytes_of(i, len), "message {i}");
+            }
+        });
+        // Calls go beside streams.
+        client.echo(request(bytes_of(1, 10))).blocking().unwrap();
+        drop(reader);
+        eventually("the server's task ended", || server.stats().running == 0);
+    }
+}
+
+/// Sends or takes what the request asks for.
+struct OneWay {
+    taken: std::sync::mpsc::SyncSender<(usize, bool)>,
+}
+
+impl echo::echo_server::Echo for OneWay {
+    async fn echo(&self, _: &mut CallContext, _: EchoRequest) -> Result<EchoResponse, Status> {
+        Ok(EchoResponse::default())
+    }
+
+    async fn chat(
+        &self,
+        context: &mut CallContext,
+        request: EchoRequest,
+        offer: StreamOffer<EchoRequest, EchoResponse>,
+    ) -> Result<EchoResponse, Status> {
+        let mut stream = offer.accept_bytes(context, StreamConfig::default())?;
+        let taken = self.taken.clone();
+        if request.payload == "give" {
+            spawn_local(async move {
+                for i in 0..200 {
+                    stream.send(bytes_of(i, i * 1000)).await.unwrap();
+                }
+                stream.close();
+            })
+            .unwrap();
+        } else {
+            spawn_local(async move {
+                let mut count = 0;
+                let end = loop {
+                    match stream.next().await {
+                        Some(Ok(message)) => {
+                            assert!(message == bytes_of(count, count * 1000), "message {count}");
+                            count += 1;
+                        }
+                        Some(Err(_)) => break false,
+                        None => break true,
+                    }
+                };
+                taken.send((count, end)).unwrap();
+            })
+            .unwrap();
+        }
+        Ok(EchoResponse::default())
+    }
+}
+
+fn one_way(bed: &Bed) -> (Server, Channel, std::sync::mpsc::Receiver<(usize, bool)>) {
+    let (taken, hear) = std::sync::mpsc::sync_channel(10);
+    let server = bed.serve(Server::builder().service(EchoServer::new(OneWay { taken })));
+    let channel = bed.channel(&server).connect_lazy().unwrap();
+    (server, channel, hear)
+}
+
+fn from_server(bed: &Bed) {
+    let (_server, channel, _) = one_way(bed);
+    let client = EchoClient::new(channel.clone());
+    for _ in 0..3 {
+        let open = client.chat(request("give".into())).open_stream(StreamConfig::default());
+        let (_, stream) = channel.block_on(open).unwrap();
+        let mut stream = stream.into_bytes();
+        for i in 0..200 {
+            assert!(channel.block_on(stream.next()).unwrap().unwrap() == bytes_of(i, i * 1000), "message {i}");
+        }
+        assert!(channel.block_on(stream.next()).is_none(), "closed by the server");
+        assert_eq!(channel.block_on(stream.send(bytes_of(1, 1))).unwrap_err().code(), Code::ECLOSE);
+    }
+}
+
+fn to_server(bed: &Bed) {
+    let (_server, channel, hear) = one_way(bed);
+    let client = EchoClient::new(channel.clone());
+    for _ in 0..3 {
+        let open = client.chat(request("take".into())).open_stream(StreamConfig::default());
+        let (_, stream) = channel.block_on(open).unwrap();
+        let mut stream = stream.into_bytes();
+        channel.block_on(async {
+            for i in 0..200 {
+                stream.send(bytes_of(i, i * 1000)).await.unwrap();
+            }
+        });
+        // What was sent before the close still arrives.
+        stream.close();
+        assert_eq!(hear.recv_timeout(Duration::from_secs(30)).unwrap(), (200, true));
+    }
+}
+
+fn refused(bed: &Bed) {
+    let (service, _) = Service::new(Way::Local);
+    let server = bed.serve(Server::builder().service(EchoServer::new(service)).max_streams(2));
+    let channel = bed.channel(&server).connect_lazy().unwrap();
+    let client = EchoClient::new(channel.clone());
+    let failing = EchoRequest { fail_with: 4242, ..EchoRequest::default() };
+    let open = client.chat(failing).open_stream(StreamConfig::default());
+    assert_eq!(channel.block_on(open).unwrap_err().code(), Code::from_wire(4242));
+    // A method that takes no stream.
+    let open = client.echo(EchoRequest::default()).open_stream(StreamConfig::default());
+    assert_eq!(channel.block_on(open).unwrap_err().code(), Code::EREQUEST);
+    // A stream method without a stream.
+    assert_eq!(client.chat(EchoRequest::default()).blocking().unwrap_err().code(), Code::EREQUEST);
+    let open = || channel.block_on(client.chat(EchoRequest::default()).open_stream(StreamConfig::default()));
+    let streams = [open().unwrap(), open().unwrap()];
+    assert_eq!(open().unwrap_err().code(), Code::ELIMIT);
+    drop(streams);
+    eventually("there is room again", || open().is_ok());
+    client.echo(request(bytes_of(1, 10))).blocking().unwrap();
+}
+
+fn ends(bed: &Bed) {
+    let (server, channel, hear) = one_way(bed);
+    let client = EchoClient::new(channel.clone());
+    // Dropping the call before its response leaves nothing behind.
+    drop(client.chat(request("take".into())).open_stream(StreamConfig::default()));
+    let (_, stream) =
+        channel.block_on(client.chat(request("take".into())).open_stream(StreamConfig::default())).unwrap();
+    let (_, mut other) =
+        channel.block_on(client.chat(request("take".into())).open_stream(StreamConfig::default())).unwrap();
+    // Too long for a message.
+    let error = channel.block_on(other.send(&request(vec![0; 17 << 20].into()))).unwrap_err();
+    assert_eq!(error.code(), Code::EMSGSIZE);
+    drop(stream);
+    assert!(hear.recv_timeout(Duration::from_secs(30)).unwrap().0 == 0);
+    // The server goes: the stream breaks.
+    drop(server);
+    let end = channel.block_on(other.next());
+    assert!(end.is_none_or(|end| end.is_err()));
+    assert!(channel.block_on(other.send(&EchoRequest::default())).is_err());
+}
