@@ -31,16 +31,26 @@ fn a_message_from_a_file_is_sent() {
     // Field 1, three bytes.
     std::fs::write(&file, [0x0a, 3, 1, 2, 3]).expect("written");
     let path = file.to_str().expect("text");
-    let args =
-        ["press", &server.address, "ucrpc.perf.Perf/Push", "--message", path, "--rate", "200", "--seconds", "0.5"];
+    let args = ["press", &server.address, "ucrpc.perf.Perf/Push", "--raw", path, "--rate", "200", "--seconds", "0.5"];
     assert_eq!(number(&json(&run(&[&args[..], &["--json"]].concat()))[0], "count"), 100.0);
     // Field 1, cut short: the server cannot read it.
     std::fs::write(&file, [0x0a, 3, 1]).expect("written");
     let output = run(&args);
     assert_eq!(output.status.code(), Some(6), "{}", stderr(&output));
-    let output = run(&["press", &server.address, "--message", "/nowhere/request", "--rate", "200"]);
+    let output = run(&["press", &server.address, "--raw", "/nowhere/request", "--rate", "200"]);
     assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
     assert!(stderr(&output).contains("/nowhere/request"), "{}", stderr(&output));
+}
+
+#[test]
+fn json_becomes_a_message_by_its_proto_file() {
+    let server = Server::start("tcp://127.0.0.1:0");
+    let proto = concat!(env!("CARGO_MANIFEST_DIR"), "/proto/perf.proto");
+    let args = ["press", &server.address, "Perf/Echo", "--proto", proto, "--rate", "200", "--seconds", "0.5", "--json"];
+    let summary = &json(&run(&[&args[..], &["--data", r#"{"payload": "AQID"}"#]].concat()))[0];
+    assert_eq!((&summary["method"], number(summary, "count")), (&"ucrpc.perf.Perf/Echo".into(), 100.0));
+    let output = run(&[&args[..], &["--data", r#"{"nonsense": 1}"#]].concat());
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
 }
 
 #[test]
