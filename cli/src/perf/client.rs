@@ -28,7 +28,8 @@ Examples:
 
 calls/s counts round trips; MB/s is payload in one direction, 10^6 bytes. CPU is in seconds per 100 000 calls, of this
 process and of the server's, all threads; waiting busy uses all of a core. With --rate, latency counts from when a call was due
-(no coordinated omission), and this process spins between calls.";
+(no coordinated omission), and this process spins between calls. --idle counts memory against a server that was just started:
+what it freed earlier it need not take again.";
 
 /// Arguments of `perf client`.
 #[derive(clap::Args)]
