@@ -10,9 +10,6 @@ use crate::{event::poller::Key, ucx::Armed};
 const BUSY_ARMS: u32 = 1000;
 /// How long such a nap is: the most that a message of a busy worker is late.
 const NAP: Duration = Duration::from_millis(1);
-/// What the detector finds counts as lost if nothing announces it for so long: between its arrival and its announcement another
-/// thread, or the kernel, may be kept from running.
-const GRACE: Duration = Duration::from_millis(50);
 /// A worker's descriptor that stays ready although progress finds nothing is believed this often in a row.
 const USELESS_EDGES: u32 = 3;
 
@@ -124,7 +121,7 @@ impl Core {
     /// something in one, and nobody says it?
     fn has_lost_queued(&mut self) -> bool {
         self.io.poller.take(&mut self.io.edges);
-        self.io.edges.is_empty() && self.has_queued_work() && !self.has_edges_within(GRACE)
+        self.io.edges.is_empty() && self.has_queued_work() && !self.has_edges_within(self.grace())
     }
 
     /// The safety timeout ended a sleep: is there work that nothing announces? `queued` says so of the queues.
@@ -132,12 +129,18 @@ impl Core {
         if !queued {
             // What arrives just now announces itself, so the poller is asked before and after.
             let found = !self.has_edges_within(Duration::ZERO) && self.progress();
-            if !found || self.has_edges_within(GRACE) {
+            if !found || self.has_edges_within(self.grace()) {
                 return;
             }
         }
         self.io.shared.counters.wake_detector_hits.add(1);
         tracing::error!(dispatcher = self.io.shared.id, queued, "a wake-up was lost: please report this");
+    }
+
+    /// What the detector finds counts as lost if nothing announces it for so long: between its arrival and its announcement
+    /// another thread, or the kernel, may be kept from running.
+    fn grace(&self) -> Duration {
+        self.io.shared.config.detector / 2
     }
 
     /// Whether the poller has something, or gets it in time. What it has stays for the next turn.
