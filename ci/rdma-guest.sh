@@ -22,6 +22,16 @@ suite() { # NAME PROGRAM ARGUMENT...
     if [ "$(total sent_pkts)" -le "$sent" ]; then echo "rdma: $name: FAILED: no packet went over RDMA"; bad=1; fi
 }
 
+# Bursts between two sleeping workers, with each ritual of falling asleep. The one that we use loses no wake-up.
+rally() { # UCX_TLS RITUAL
+    local out
+    out=$(UCX_TLS=$1 UCX_NET_DEVICES=rxe0:1 UCX_KEEPALIVE_INTERVAL=60s UCRPC_TEST_UCX_SCENARIO=rally UCRPC_RITUAL=$2 \
+        UCRPC_RALLY_SECONDS="${UCRPC_RALLY_SECONDS:-8}" timeout 100 \
+        "$folder/transport" --exact ucx::tests::child --ignored --nocapture --test-threads=1 2>&1) || { echo "$out"; return 1; }
+    echo "rdma: wake-ups over $1, ritual $2: $(echo "$out" | grep '^SLEEPS')"
+    [ "$2" = bare ] || echo "$out" | grep -q 'LOST 0$'
+}
+
 # Under emulation a part that touches each mechanism: all of it takes ten minutes for each backend.
 part='echo large_bodies_by_rdma_read small_bodies_by_send rendezvous_from plan_into plan_later plan_refuse
     close_with_data_in_flight abort_with_data_in_flight reader_stops_small credit_both_ways drop_fetch
@@ -40,11 +50,15 @@ contract() { # BACKEND
 }
 
 case ${UCRPC_RDMA_SUITES:-all} in
-all) suites="contract rpc faults red" ;;
+all) suites="wake contract rpc faults red" ;;
 *) suites=$UCRPC_RDMA_SUITES ;;
 esac
 for suite in $suites; do
     case $suite in
+    wake)
+        for tls in rc ud_verbs; do
+            for ritual in bare twice; do suite "sleep over $tls" rally $tls $ritual; done
+        done ;;
     contract)
         for backend in ucx-rc ucx-ud; do
             suite "${part:+part of }the contract over $backend" contract "$backend"
