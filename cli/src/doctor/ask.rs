@@ -17,7 +17,7 @@ use super::{
 use crate::exit::{Exit, Failure};
 
 /// A child that takes longer hangs.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(30);
 /// How much of a child's output is kept, bytes.
 const MAX_OUTPUT: u64 = 1 << 20;
 
@@ -37,7 +37,7 @@ pub(crate) struct Answer {
     pub(crate) facts: Option<Facts>,
     /// What UCX logged, from level `info` up.
     pub(crate) log: Vec<LogLine>,
-    /// How it ended, if not well: `killed by signal 11 (SIGSEGV)`, `no answer within 20 s`.
+    /// How it ended, if not well: `killed by signal 11 (SIGSEGV)`, `no answer within 30 s`.
     pub(crate) ended: Option<String>,
 }
 

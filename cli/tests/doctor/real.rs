@@ -1,10 +1,13 @@
 //! What is planted for real: variables, limits, name spaces. These tests need UCX.
 
-use std::process::Command;
+use std::{
+    io::{BufRead, BufReader},
+    process::{Command, Stdio},
+};
 
 use ucrpc::transport::{Dispatcher, DispatcherConfig, ListenConfig};
 
-use super::{Said, doctor, doctor_under, run};
+use super::{Said, clean, doctor, doctor_under, run};
 
 /// Runs with variables set, and expects what they break to be found; without them it must not be.
 #[track_caller]
@@ -207,7 +210,18 @@ fn a_peer_is_asked_for_its_lanes() {
         command.args(["--quick", "--peer", peer]);
         run(command)
     };
-    // One that does not speak UCX (this process must not load it, since that changes the environment): the reason.
+    // One that speaks UCX: the lanes are named.
+    let mut server =
+        clean(Command::new(env!("CARGO_BIN_EXE_ucrpc")), &["perf", "server", "--listen", "auto://127.0.0.1:0"]);
+    let mut server = server.stdout(Stdio::piped()).spawn().expect("it starts");
+    let mut line = String::new();
+    BufReader::new(server.stdout.take().expect("a pipe")).read_line(&mut line).expect("it says where");
+    let said = ask(line.trim().strip_prefix("listening ").expect("an address"));
+    server.kill().expect("it runs");
+    server.wait().expect("it ends");
+    let finding = said.find("peer", "ok").unwrap_or_else(|| panic!("{:?}", said.findings())).to_string();
+    assert!(finding.contains("runs over ucx (sysv") || finding.contains("runs over ucx (posix"), "{finding}");
+    // One that does not (this process must not load it, since that changes the environment): the reason.
     let dispatcher = Dispatcher::spawn(DispatcherConfig::default()).expect("a dispatcher");
     let address = "tcp://127.0.0.1:0".parse().expect("an address");
     let mut listener = dispatcher.listen(&address, ListenConfig::default()).expect("it listens");
