@@ -34,8 +34,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             }
         })?;
         let mut bytes = 0;
-        for _ in 0..MESSAGES {
-            bytes += reader.next().await.ok_or("the stream was closed")??.len();
+        for i in 0..MESSAGES {
+            use prost::Message;
+            let message = reader.next().await.ok_or("the stream was closed")??;
+            bytes += message.len();
+            let number = echo::EchoResponse::decode(message)?.payload[0];
+            assert_eq!(number, i as u8, "out of order");
         }
         println!("{MESSAGES} messages, {bytes} bytes, there and back, in order");
         Ok(())

@@ -79,6 +79,10 @@ impl Backend {
         self.carrier == Carrier::Ucx
     }
 
+    pub fn is_verbs(&self) -> bool {
+        RDMA_BACKENDS.iter().any(|b| b.name == self.name)
+    }
+
     pub fn is_stream(&self) -> bool {
         self.carrier == Carrier::Stream
     }

@@ -48,6 +48,7 @@ fn is_for(backend: &Backend, case: &Case) -> bool {
         On::All => true,
         On::Streams => backend.is_stream(),
         On::Sockets => backend.is_stream() || backend.is_ucx(),
+        On::Verbs => backend.is_verbs(),
     };
     carrier && (case.on_auto || !backend.name.starts_with("auto"))
 }

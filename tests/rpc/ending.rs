@@ -20,6 +20,8 @@ pub const CASES: &[Case] = &[
     ("limits", limits),
     ("graceful_shutdown", graceful_shutdown),
     ("hard_shutdown", hard_shutdown),
+    ("shutdown_under_load", shutdown_under_load),
+    ("many_deadlines", many_deadlines),
     ("one_thread", one_thread),
 ];
 
@@ -35,6 +37,26 @@ pub fn eventually(what: &str, mut check: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "it never came to: {what}");
         std::thread::sleep(Duration::from_millis(1));
     }
+}
+
+/// Waits for all of them at once, and hands out what each came to.
+pub async fn all<F: Future + Unpin>(calls: impl Iterator<Item = F>, mut done: impl FnMut(usize, F::Output)) {
+    let mut calls: Vec<_> = calls.map(Some).collect();
+    std::future::poll_fn(|cx| {
+        let mut left = false;
+        for (i, slot) in calls.iter_mut().enumerate() {
+            let Some(call) = slot else { continue };
+            match std::pin::Pin::new(call).poll(cx) {
+                std::task::Poll::Ready(output) => {
+                    *slot = None;
+                    done(i, output);
+                }
+                std::task::Poll::Pending => left = true,
+            }
+        }
+        if left { std::task::Poll::Pending } else { std::task::Poll::Ready(()) }
+    })
+    .await;
 }
 
 fn no_retry() -> RetryPolicy {
@@ -257,6 +279,72 @@ fn hard_shutdown(bed: &Bed) {
         assert_eq!(client.caller().block_on(call).unwrap_err().code(), Code::ELOGOFF);
     }
     assert_eq!((Seen::get(&seen.dropped), Seen::get(&seen.ended)), (5, 1));
+}
+
+/// Calls come from all sides while the server stops: each ends once, those that a handler was started for end well, and the
+/// late ones hear at once that they are late.
+fn shutdown_under_load(bed: &Bed) {
+    let (service, seen) = Service::new(Way::Local);
+    let server = bed.serve(Server::builder().service(EchoServer::new(service)));
+    let channels: Vec<_> = (0..3).map(|_| bed.channel(&server).retry(no_retry()).connect_lazy().unwrap()).collect();
+    for channel in &channels {
+        EchoClient::new(channel.clone()).echo(request(bytes_of(1, 1))).blocking().unwrap();
+    }
+    let refused = [Code::ELOGOFF, Code::ECLOSE, Code::EEOF, Code::ECONNRESET, Code::ECONNREFUSED, Code::ENOENT];
+    let ended = std::thread::scope(|scope| {
+        let callers: Vec<_> = (0..6_usize)
+            .map(|thread| {
+                let client = EchoClient::new(channels[thread % channels.len()].clone());
+                scope.spawn(move || {
+                    let (mut good, mut late) = (0_u64, 0);
+                    while late < 20 {
+                        let batch: Vec<_> = (0..10).map(|i| client.echo(sleeping(i % 3)).into_future()).collect();
+                        for call in batch {
+                            match client.caller().block_on(call) {
+                                Ok(_) => good += 1,
+                                Err(status) => {
+                                    assert!(refused.contains(&status.code()), "{status:?}");
+                                    late += 1;
+                                }
+                            }
+                        }
+                    }
+                    good
+                })
+            })
+            .collect();
+        std::thread::sleep(Duration::from_millis(300));
+        channels[0].block_on(server.shutdown(Duration::from_secs(20)));
+        callers.into_iter().map(|caller| caller.join().unwrap()).sum::<u64>()
+    });
+    let started = Seen::get(&seen.started);
+    assert_eq!((Seen::get(&seen.ended), Seen::get(&seen.dropped)), (started, 0), "no handler was cut short");
+    assert_eq!(ended + 3, started, "every answer reached its caller");
+    assert_eq!((server.stats().tasks, server.stats().running), (0, 0));
+}
+
+/// Hundreds of calls at once, each with a deadline of its own: none ends before it, none long after.
+fn many_deadlines(bed: &Bed) {
+    let (service, seen) = Service::new(Way::Local);
+    let server = bed.serve(Server::builder().service(EchoServer::new(service)));
+    let client = EchoClient::new(bed.channel(&server).connect_lazy().unwrap());
+    client.echo(request(bytes_of(1, 1))).blocking().unwrap();
+    let timeout = |i: usize| Duration::from_millis(20 + (i * 37 % 230) as u64);
+    let calls = (0..300).map(|i| client.echo(sleeping(LONG)).timeout(timeout(i)).into_future());
+    let mut over = Vec::new();
+    client.caller().block_on(all(calls, |i, result| {
+        let status = result.unwrap_err();
+        assert_eq!(status.code(), Code::ERPCTIMEDOUT, "{status:?}");
+        let took = status.stats().unwrap().latency;
+        assert!(took >= timeout(i), "ended {:?} before its deadline", timeout(i) - took);
+        over.push(took - timeout(i));
+    }));
+    over.sort_unstable();
+    // The machine is shared: the usual call counts, and the worst is only kept from being absurd.
+    assert!(over[150] < Duration::from_millis(5), "half of the calls outlive their deadlines by {:?}", over[150]);
+    assert!(over[299] < Duration::from_secs(1), "a call outlives its deadline by {:?}", over[299]);
+    eventually("handlers dropped", || Seen::get(&seen.dropped) == 300);
+    eventually("nothing runs", || server.stats().running == 0);
 }
 
 /// Server and client on one thread, without another one: `block_on` does it all.

@@ -13,7 +13,7 @@ use ucrpc::rpc::wire::{
 use ucrpc::{Channel, Code, Server};
 
 use crate::bed::{Bed, Case};
-use crate::echo::{EchoClient, EchoRequest, EchoServer, Service, Way};
+use crate::echo::{EchoClient, EchoRequest, EchoServer, Seen, Service, Way};
 use crate::ending::eventually;
 use crate::unary::{bytes_of, request};
 
@@ -24,6 +24,8 @@ pub const CASES: &[Case] = &[
     ("idle", idle),
     ("bad_responses", bad_responses),
     ("death_at_every_byte", death_at_every_byte),
+    ("death_while_a_request_goes", death_while_a_request_goes),
+    ("death_while_a_request_comes", death_while_a_request_comes),
 ];
 
 /// A `PRPC` frame.
@@ -72,6 +74,15 @@ fn serve(bed: &Bed) -> Server {
     bed.serve(Server::builder().service(EchoServer::new(service)).max_message(2 << 20))
 }
 
+/// 4 MiB of zeros, with gzip.
+fn bomb() -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    for _ in 0..4 {
+        encoder.write_all(&vec![0; 1 << 20]).unwrap();
+    }
+    encoder.finish().unwrap()
+}
+
 /// Wrong calls get their error, and the connection lives on.
 fn bad_requests(bed: &Bed) {
     let server = serve(bed);
@@ -85,15 +96,7 @@ fn bad_requests(bed: &Bed) {
     // The same meta with a field more: attachment_size = 1000 and -1.
     let longer = [encoded(&meta(11)), vec![0x28, 0xe8, 0x07]].concat();
     let negative = [encoded(&meta(12)), vec![0x28], vec![0xff; 9], vec![0x01]].concat();
-    let bomb = {
-        let mut zeros = Vec::new();
-        let mut encoder = flate2::write::GzEncoder::new(&mut zeros, flate2::Compression::best());
-        for _ in 0..4 {
-            encoder.write_all(&vec![0; 1 << 20]).unwrap();
-        }
-        encoder.finish().unwrap();
-        zeros
-    };
+    let bomb = bomb();
     let none = RpcMeta { correlation_id: 17, ..RpcMeta::default() };
     let unrequested = RpcMeta { response: Some(ResponseMeta::default()), correlation_id: 99, ..RpcMeta::default() };
     let cases = [
@@ -212,9 +215,12 @@ fn id_of(frame: &[u8]) -> i64 {
     }
 }
 
+fn answer_meta(id: i64) -> RpcMeta<'static> {
+    RpcMeta { response: Some(ResponseMeta::default()), correlation_id: id, ..RpcMeta::default() }
+}
+
 fn response(id: i64, message: &[u8], attachment: &[u8]) -> Vec<u8> {
-    let meta = RpcMeta { response: Some(ResponseMeta::default()), correlation_id: id, ..RpcMeta::default() };
-    prpc(&meta, message, attachment)
+    prpc(&answer_meta(id), message, attachment)
 }
 
 fn no_retry() -> RetryPolicy {
@@ -224,7 +230,7 @@ fn no_retry() -> RetryPolicy {
 }
 
 fn bad_responses(bed: &Bed) {
-    let mut step = 0;
+    let (mut step, bomb) = (0, bomb());
     let address = fake_server(move |frame| {
         let id = id_of(frame);
         step += 1;
@@ -236,10 +242,23 @@ fn bad_responses(bed: &Bed) {
             2 => response(id, b"\xff\xff", b""),
             3 => raw_frame(&[0x12, 0x00, 0x20, 0x00, 0x28, 0xe8, 0x07], b"x"),
             4 => [call(id, "Echo", b""), good].concat(),
+            // An attachment longer than the frame, of a call that is known.
+            5 => {
+                let meta = &good[FRAME_HEADER_LEN..good.len() - 4];
+                raw_frame(&[meta, &[0x28, 0xe8, 0x07][..]].concat(), b"\x0a\x02ok")
+            }
+            6 => {
+                let meta = RpcMeta { compress_type: 2, ..answer_meta(id) };
+                prpc(&meta, &bomb, b"")
+            }
+            7 => prpc(&RpcMeta { compress_type: 77, ..answer_meta(id) }, b"", b""),
+            8 => prpc(&RpcMeta { checksum_type: 1, checksum_value: b"1234", ..answer_meta(id) }, b"", b""),
+            9 => [&b"PRPC"[..], &u32::MAX.to_be_bytes(), &10_u32.to_be_bytes()].concat(),
             _ => vec![b'X'; 64],
         })
     });
-    let channel = Channel::builder(&address).on(&bed.client).retry(no_retry()).connect_lazy().unwrap();
+    let builder = Channel::builder(&address).on(&bed.client).retry(no_retry()).max_message(2 << 20);
+    let channel = builder.connect_lazy().unwrap();
     let client = EchoClient::new(channel.clone());
     let call = || client.echo(EchoRequest::default()).timeout(Duration::from_millis(500)).blocking();
     assert_eq!(call().unwrap().payload, &b"ok"[..]);
@@ -250,8 +269,14 @@ fn bad_responses(bed: &Bed) {
     assert_eq!(call().unwrap().payload, &b"ok"[..]);
     assert_eq!(channel.stats().stray_frames, 1);
     assert_eq!(channel.stats().connects, 1);
-    let lost = call().unwrap_err();
-    assert_eq!(lost.code(), Code::EPROTO, "{lost:?}");
+    for what in ["a long attachment", "a bomb", "an unknown compression", "a wrong checksum"] {
+        assert_eq!(call().unwrap_err().code(), Code::ERESPONSE, "{what}");
+    }
+    assert_eq!((channel.stats().connects, channel.stats().in_flight), (1, 0), "the connection lives");
+    for what in ["4 GiB", "no frame"] {
+        let lost = call().unwrap_err();
+        assert_eq!(lost.code(), Code::EPROTO, "{what}: {lost:?}");
+    }
 }
 
 /// The server dies after each byte of its response: the call ends once, with an error, and the next one goes on a new connection.
@@ -291,4 +316,67 @@ fn death_at_every_byte(bed: &Bed) {
         assert_eq!(channel.stats().in_flight, 0);
     }
     drop((client, channel));
+}
+
+/// Closes with a reset in place of an end, if `reset`.
+fn end(stream: TcpStream, reset: bool) {
+    if reset {
+        rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO)).unwrap();
+    }
+    drop(stream);
+}
+
+/// The server dies after it took each byte of the request: the call ends once, with an error.
+fn death_while_a_request_goes(bed: &Bed) {
+    let (tell, hear) = std::sync::mpsc::channel::<(usize, bool)>();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("tcp://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let Ok((cut, reset)) = hear.recv() else { return };
+            let taken = stream.read_exact(&mut vec![0; cut]);
+            taken.expect("the request is at least as long");
+            end(stream, reset);
+        }
+    });
+    let channel = Channel::builder(&address).on(&bed.client).retry(no_retry()).connect_lazy().unwrap();
+    let client = EchoClient::new(channel.clone());
+    // What the shortest of the requests is long: a few bytes more or less for the id.
+    let whole = call(1 << 20, "Echo", b"\x0a\x05hello").len();
+    for (cut, reset) in (1..whole).flat_map(|cut| [(cut, false), (cut, true)]) {
+        // Not before the first byte: a call that finds its connection gone before it left takes another one.
+        tell.send((cut, reset)).unwrap();
+        let result = client.echo(request("hello".into())).timeout(Duration::from_secs(20)).blocking();
+        let status = result.expect_err("nobody answered");
+        let broken = [Code::EEOF, Code::ECONNRESET, Code::from_wire(32)];
+        assert!(broken.contains(&status.code()), "after {cut} bytes: {status:?}");
+        assert_eq!((status.stats().unwrap().attempts, channel.stats().in_flight), (1, 0));
+    }
+}
+
+/// The client dies after it sent each byte of its request: a handler runs for whole ones alone, and other clients see nothing.
+fn death_while_a_request_comes(bed: &Bed) {
+    let (service, seen) = Service::new(Way::Local);
+    let server = bed.serve(Server::builder().service(EchoServer::new(service)));
+    let client = EchoClient::new(bed.channel(&server).connect_lazy().unwrap());
+    client.echo(request(bytes_of(1, 1))).blocking().unwrap();
+    let whole = {
+        let request = RequestMeta { service_name: "ucrpc.example.Echo", method_name: "Echo", ..RequestMeta::default() };
+        let meta = RpcMeta { request: Some(request), correlation_id: 9, ..RpcMeta::default() };
+        // It would take a minute: whoever is gone does not wait for it.
+        prpc(&meta, b"\x0a\x05hello\x10\xe0\xd4\x03", b"beside")
+    };
+    for (cut, reset) in (0..=whole.len()).flat_map(|cut| [(cut, false), (cut, true)]) {
+        let mut stream = connect(&server);
+        stream.write_all(&whole[..cut]).unwrap();
+        end(stream, reset);
+    }
+    client.echo(request(bytes_of(1, 1))).blocking().unwrap();
+    eventually("nothing runs", || server.stats().running == 0 && server.stats().tasks == 2);
+    let started = Seen::get(&seen.started);
+    // After a reset the last bytes may never have been read.
+    assert!(started == 3 || started == 4, "{started} handlers for whole requests");
+    assert_eq!(Seen::get(&seen.ended) + Seen::get(&seen.dropped), started);
+    assert_eq!((Seen::get(&seen.ended), client.caller().stats().connects), (2, 1), "unharmed");
 }

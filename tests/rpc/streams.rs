@@ -20,6 +20,9 @@ pub const CASES: &[Case] = &[
     ("stream_to_server", to_server),
     ("stream_refused", refused),
     ("stream_ends", ends),
+    ("stream_window", window),
+    ("stream_traits", traits),
+    ("streams_beside_calls", beside_calls),
 ];
 
 fn both_ways(bed: &Bed) {
@@ -198,4 +201,150 @@ fn ends(bed: &Bed) {
     let end = channel.block_on(other.next());
     assert!(end.is_none_or(|end| end.is_err()));
     assert!(channel.block_on(other.send(&EchoRequest::default())).is_err());
+}
+
+/// Accepts a stream and takes nothing from it before it is told to.
+struct Reluctant {
+    go: std::sync::Arc<std::sync::atomic::AtomicBool>,
+    taken: std::sync::mpsc::SyncSender<usize>,
+}
+
+impl echo::echo_server::Echo for Reluctant {
+    async fn echo(&self, _: &mut CallContext, _: EchoRequest) -> Result<EchoResponse, Status> {
+        Ok(EchoResponse::default())
+    }
+
+    async fn chat(
+        &self,
+        context: &mut CallContext,
+        _: EchoRequest,
+        offer: StreamOffer<EchoRequest, EchoResponse>,
+    ) -> Result<EchoResponse, Status> {
+        let mut stream = offer.accept_bytes(context, StreamConfig::default())?;
+        let (go, taken) = (self.go.clone(), self.taken.clone());
+        spawn_local(async move {
+            while !go.load(std::sync::atomic::Ordering::SeqCst) {
+                let soon = std::time::Instant::now() + Duration::from_millis(1);
+                ucrpc::Dispatcher::current().unwrap().sleep_until(soon).await;
+            }
+            let mut count = 0;
+            while let Some(Ok(message)) = stream.next().await {
+                assert!(message == bytes_of(count, MESSAGE), "message {count}");
+                count += 1;
+            }
+            taken.send(count).unwrap();
+        })
+        .unwrap();
+        Ok(EchoResponse::default())
+    }
+}
+
+const MESSAGE: usize = 16 << 10;
+
+/// What a reader has not taken holds the writer back, and other calls of the connection go on.
+fn window(bed: &Bed) {
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+    let (go, (taken, hear)) = (std::sync::Arc::new(AtomicBool::new(false)), std::sync::mpsc::sync_channel(1));
+    let server = bed.serve(Server::builder().service(EchoServer::new(Reluctant { go: go.clone(), taken })));
+    let channel = bed.channel(&server).connect_lazy().unwrap();
+    let client = EchoClient::new(channel.clone());
+    let mut config = StreamConfig::default();
+    config.window = 256 << 10;
+    let (_, stream) = channel.block_on(client.chat(EchoRequest::default()).open_stream(config)).unwrap();
+    let mut stream = stream.into_bytes();
+    let sent = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for i in 0..100 {
+                channel.block_on(stream.send(bytes_of(i, MESSAGE))).unwrap();
+                sent.fetch_add(1, Ordering::SeqCst);
+            }
+            stream.close();
+        });
+        let full = (256 << 10) / MESSAGE;
+        eventually("the window is full", || sent.load(Ordering::SeqCst) >= full);
+        for _ in 0..50 {
+            client.echo(EchoRequest::default()).blocking().unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(50));
+        assert_eq!(sent.load(Ordering::SeqCst), full, "no more than the window");
+        go.store(true, Ordering::SeqCst);
+        assert_eq!(hear.recv_timeout(Duration::from_secs(30)).unwrap(), 100);
+    });
+}
+
+/// As `futures` has them: a `Sink` that is fed, flushed and closed, a `Stream` that is read to its end.
+fn traits(bed: &Bed) {
+    use std::pin::Pin;
+    async fn feed<T, S: futures_sink::Sink<T, Error = Status> + Unpin>(sink: &mut S, items: impl Iterator<Item = T>) {
+        for item in items {
+            std::future::poll_fn(|cx| Pin::new(&mut *sink).poll_ready(cx)).await.unwrap();
+            Pin::new(&mut *sink).start_send(item).unwrap();
+        }
+        std::future::poll_fn(|cx| Pin::new(&mut *sink).poll_flush(cx)).await.unwrap();
+    }
+    async fn close<S: futures_sink::Sink<EchoRequest, Error = Status> + Unpin>(sink: &mut S) -> Result<(), Status> {
+        std::future::poll_fn(|cx| Pin::new(&mut *sink).poll_close(cx)).await
+    }
+    async fn next<S: futures_core::Stream + Unpin>(stream: &mut S) -> Option<S::Item> {
+        std::future::poll_fn(|cx| Pin::new(&mut *stream).poll_next(cx)).await
+    }
+    let (service, _) = Service::new(Way::Local);
+    let server = bed.serve(Server::builder().service(EchoServer::new(service)));
+    let channel = bed.channel(&server).connect_lazy().unwrap();
+    let client = EchoClient::new(channel.clone());
+    channel.block_on(async {
+        let open = || client.chat(EchoRequest::default()).open_stream(StreamConfig::default());
+        let (_, mut messages) = open().await.unwrap();
+        feed(&mut messages, (0..20).map(|i| request(bytes_of(i, i * 50)))).await;
+        for i in 0..20 {
+            assert_eq!(next(&mut messages).await.unwrap().unwrap().payload, bytes_of(i, i * 50));
+        }
+        let (mut reader, mut writer) = messages.into_bytes().split();
+        let last = EchoRequest { fail_with: 1, ..EchoRequest::default() };
+        feed(&mut writer, std::iter::once(prost::Message::encode_to_vec(&last).into())).await;
+        assert!(next(&mut reader).await.is_none(), "the server closed");
+        let (_, mut messages) = open().await.unwrap();
+        close(&mut messages).await.unwrap();
+        let late = close(&mut messages).await;
+        assert_eq!(late.unwrap_err().code(), Code::ECLOSE);
+        assert!(next(&mut messages).await.is_none());
+    });
+}
+
+/// Several streams and many calls on one connection: each stream in order, each call its own answer.
+fn beside_calls(bed: &Bed) {
+    let (service, _) = Service::new(Way::Local);
+    let server = bed.serve(Server::builder().service(EchoServer::new(service)));
+    let channel = bed.channel(&server).connect_lazy().unwrap();
+    let client = EchoClient::new(channel.clone());
+    std::thread::scope(|scope| {
+        for thread in 0..3 {
+            let (channel, client) = (&channel, &client);
+            scope.spawn(move || {
+                let open = client.chat(EchoRequest::default()).open_stream(StreamConfig::default());
+                let (_, mut stream) = channel.block_on(open).unwrap();
+                for round in 0..20 {
+                    let payload = |i: usize| bytes_of(thread * 1000 + round * 10 + i, (round * 10 + i) * 211);
+                    channel.block_on(async {
+                        for i in 0..10 {
+                            stream.send(&request(payload(i))).await.unwrap();
+                        }
+                        for i in 0..10 {
+                            assert!(stream.next().await.unwrap().unwrap().payload == payload(i), "round {round}, {i}");
+                        }
+                    });
+                }
+            });
+            scope.spawn(move || {
+                for i in 0..100 {
+                    let attachment = bytes_of(i, i * 700);
+                    let call = client.echo(request(bytes_of(i, 30))).attachment(attachment.clone());
+                    let response = call.blocking().unwrap();
+                    assert!(response.payload == bytes_of(i, 30) && response.attachment() == &attachment);
+                }
+            });
+        }
+    });
+    assert_eq!(channel.stats().connects, 1);
 }

@@ -1,7 +1,7 @@
 //! Many calls over many connections, with everything going wrong now and then: nothing is lost, nothing leaks.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ucrpc::rpc::channel::{RetryOn, RetryPolicy};
 use ucrpc::rpc::client::RawCaller;
@@ -10,11 +10,15 @@ use ucrpc::{Channel, Code, Server};
 use crate::bed::{Bed, Case};
 use crate::echo::{EchoClient, EchoRequest, EchoServer, Seen, Service, Way};
 use crate::ending::eventually;
+use crate::proxy::Proxy;
 use crate::unary::bytes_of;
 
 pub const CASES: &[Case] = &[("random_faults", random_faults)];
 
-/// Calls and connections; `UCRPC_STRESS=full` for 100,000 over 100.
+/// Where there is a socket to cut.
+pub const ON_SOCKETS: &[Case] = &[("random_cuts", random_cuts)];
+
+/// Calls and connections; `UCRPC_STRESS=full` for 100,000 over 100 (`ci/stress.sh`).
 fn scale() -> (u64, usize) {
     match std::env::var("UCRPC_STRESS").as_deref() {
         Ok("full") => (100_000, 100),
@@ -22,48 +26,137 @@ fn scale() -> (u64, usize) {
     }
 }
 
+const THREADS: u64 = 4;
+/// Calls that one thread has under way at once.
+const BATCH: u64 = 20;
+
+/// How calls ended.
+#[derive(Debug, Default)]
+struct Ends {
+    good: AtomicU64,
+    failed: AtomicU64,
+    timed_out: AtomicU64,
+    dropped: AtomicU64,
+    /// With their connection.
+    lost: AtomicU64,
+}
+
+impl Ends {
+    fn all(&self) -> [u64; 5] {
+        let Self { good, failed, timed_out, dropped, lost } = self;
+        [good, failed, timed_out, dropped, lost].map(|counter| counter.load(Ordering::SeqCst))
+    }
+}
+
+fn descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+/// Memory of this process, KiB.
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+/// Handlers that fail, panic, sleep past the deadline or are cancelled.
 fn random_faults(bed: &Bed) {
+    run(bed, false);
+}
+
+/// The same, while connections are cut at random places.
+fn random_cuts(bed: &Bed) {
+    run(bed, true);
+}
+
+fn run(bed: &Bed, cut: bool) {
     let (calls, connections) = scale();
     let (service, seen) = Service::new(Way::Local);
     let server = bed.serve(Server::builder().service(EchoServer::new(service)).max_concurrency(500));
+    let proxy = cut.then(|| Proxy::start(server.address(), 40 << 10));
+    let address = proxy.as_ref().map_or(server.address(), Proxy::address);
     let mut policy = RetryPolicy::default();
     policy.on = RetryOn::Never;
-    let channels: Vec<Channel> =
-        (0..connections).map(|_| bed.channel(&server).retry(policy.clone()).connect_lazy().unwrap()).collect();
-    let threads = 4;
-    let [good, failed, timed_out, dropped] = [const { AtomicU64::new(0) }; 4];
-    std::thread::scope(|scope| {
-        for thread in 0..threads {
-            let (channels, counters) = (&channels, [&good, &failed, &timed_out, &dropped]);
-            scope.spawn(move || {
-                for batch in 0..calls / threads / 20 {
-                    run_batch(
-                        &channels[(batch as usize * 7 + thread as usize) % channels.len()],
-                        thread * 1000 + batch,
-                        counters,
-                    );
-                }
-            });
-        }
-    });
-    let counts = [&good, &failed, &timed_out, &dropped].map(|counter| counter.load(Ordering::SeqCst));
-    let made = calls / threads / 20 * 20 * threads;
-    assert_eq!(counts.iter().sum::<u64>(), made, "each call ended once: {counts:?}");
-    assert!(counts.iter().all(|count| *count > 0), "every fault happened: {counts:?}");
+    let open = || -> Vec<Channel> {
+        let builder = || Channel::builder(address).on(&bed.client).timeout(Duration::from_secs(30));
+        (0..connections).map(|_| builder().retry(policy.clone()).connect_lazy().unwrap()).collect()
+    };
+    // Once small, so that what is kept for good is there before anything is compared.
+    let before = {
+        let channels = open();
+        let ends = Ends::default();
+        storm(&channels, calls / 10, &ends, cut);
+        drop(channels);
+        at_rest(bed, &server, proxy.as_ref());
+        (descriptors(), resident())
+    };
+    let started = Seen::get(&seen.started);
+    let channels = open();
+    let ends = Ends::default();
+    let made = storm(&channels, calls, &ends, cut);
+    let counts = ends.all();
+    assert_eq!(counts.iter().sum::<u64>(), made, "each call ended once: {ends:?}");
+    assert!(counts[..4].iter().all(|count| *count > 0), "every fault happened: {ends:?}");
     eventually("nothing runs", || server.stats().running == 0);
     for channel in &channels {
         assert_eq!(channel.stats().in_flight, 0);
     }
     let stats = server.stats();
+    let ran = Seen::get(&seen.started) - started;
     assert_eq!(Seen::get(&seen.started), Seen::get(&seen.ended) + Seen::get(&seen.dropped), "{stats:?}");
-    assert_eq!(stats.started, Seen::get(&seen.started));
+    assert!(ran >= counts[0] + counts[1] && ran <= made, "{ran} handlers for {ends:?}");
+    match &proxy {
+        Some(proxy) => assert!(proxy.cuts() > 10 && counts[4] > 0, "{} cuts, {ends:?}", proxy.cuts()),
+        None => assert_eq!(counts[4], 0, "{ends:?}"),
+    }
+    drop(channels);
+    at_rest(bed, &server, proxy.as_ref());
+    let after = (descriptors(), resident());
+    assert!(after.0 <= before.0 + 2, "descriptors: {} before, {} after", before.0, after.0);
+    assert!(after.1 <= before.1 + (64 << 10), "KiB: {} before, {} after", before.1, after.1);
+    println!("{made} calls over {connections} connections: {ends:?}; (descriptors, KiB) {before:?}, then {after:?}");
 }
 
-/// 20 calls at once, each with a fate of its own.
-fn run_batch(channel: &Channel, seed: u64, [good, failed, timed_out, dropped]: [&AtomicU64; 4]) {
+/// Until every connection is gone.
+fn at_rest(bed: &Bed, server: &Server, proxy: Option<&Proxy>) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let open = [&bed.client, &bed.server].map(|dispatcher| dispatcher.stats().connections);
+        let (tasks, carried) = (server.stats().tasks, proxy.map_or(0, Proxy::carried));
+        if open == [0, 0] && tasks == 1 && carried == 0 {
+            return;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "{open:?} connections are left, {tasks} tasks, {carried} in the proxy: {:#?} {:?}",
+            bed.server.stats(),
+            server.stats()
+        );
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Makes about this many calls; says how many.
+fn storm(channels: &[Channel], calls: u64, ends: &Ends, cut: bool) -> u64 {
+    let batches = calls / THREADS / BATCH;
+    std::thread::scope(|scope| {
+        for thread in 0..THREADS {
+            scope.spawn(move || {
+                for batch in 0..batches {
+                    let channel = &channels[(batch as usize * 7 + thread as usize) % channels.len()];
+                    run_batch(channel, thread * 1_000_003 + batch, ends, cut);
+                }
+            });
+        }
+    });
+    batches * BATCH * THREADS
+}
+
+/// Calls at once, each with a fate of its own.
+fn run_batch(channel: &Channel, seed: u64, ends: &Ends, cut: bool) {
     let client = EchoClient::new(channel.clone());
     let mut under_way = Vec::new();
-    for i in 0..20_u64 {
+    for i in 0..BATCH {
         let fate = (seed * 31 + i * 17) % 20;
         let payload = bytes_of((seed + i) as usize, ((seed * 131 + i * 977) % 3000) as usize);
         let mut wanted = EchoRequest { payload: payload.clone(), ..EchoRequest::default() };
@@ -82,17 +175,20 @@ fn run_batch(channel: &Channel, seed: u64, [good, failed, timed_out, dropped]: [
         }
         under_way.push((fate, payload, call.into_future()));
     }
+    let broken = [Code::EEOF, Code::ECONNRESET, Code::ECLOSE, Code::ECONNREFUSED, Code::from_wire(32)];
     for (fate, payload, call) in under_way {
         if fate == 3 {
             drop(call);
-            dropped.fetch_add(1, Ordering::SeqCst);
+            ends.dropped.fetch_add(1, Ordering::SeqCst);
             continue;
         }
         let (counter, right) = match channel.block_on(call) {
-            Ok(response) => (good, fate > 3 && response.payload == payload),
-            Err(status) if fate == 2 => (timed_out, status.code() == Code::ERPCTIMEDOUT),
-            Err(status) if fate < 2 => (failed, [Code::from_wire(4242), Code::EINTERNAL].contains(&status.code())),
-            Err(status) => panic!("a call without a fault failed: {status:?}"),
+            Ok(response) => (&ends.good, fate > 3 && response.payload == payload),
+            Err(status) if fate == 2 && status.code() == Code::ERPCTIMEDOUT => (&ends.timed_out, true),
+            Err(status) if fate == 0 && status.code() == Code::from_wire(4242) => (&ends.failed, true),
+            Err(status) if fate == 1 && status.code() == Code::EINTERNAL => (&ends.failed, true),
+            Err(status) if cut && broken.contains(&status.code()) => (&ends.lost, true),
+            Err(status) => panic!("fate {fate}: {status:?}"),
         };
         assert!(right, "fate {fate}");
         counter.fetch_add(1, Ordering::SeqCst);

@@ -18,6 +18,7 @@ mod relay;
 #[path = "../util/retry.rs"]
 mod retry;
 mod table;
+mod verbs;
 
 use std::process::ExitCode;
 
@@ -37,11 +38,17 @@ fn main() -> ExitCode {
         netns::remove_leftovers();
     }
     let mut trials: Vec<Trial> = Vec::new();
-    trials.extend(negotiation::trials());
-    trials.extend(death::trials());
-    trials.extend(cut::trials());
-    trials.extend(hostile::trials());
-    trials.extend(connect::trials());
+    if std::env::var_os("UCRPC_TEST_RDMA").is_some() {
+        // They cut the one link that there is.
+        arguments.test_threads = Some(1);
+        trials.extend(verbs::trials());
+    } else {
+        trials.extend(negotiation::trials());
+        trials.extend(death::trials());
+        trials.extend(cut::trials());
+        trials.extend(hostile::trials());
+        trials.extend(connect::trials());
+    }
     let conclusion = libtest_mimic::run(&arguments, trials);
     if !arguments.list {
         table::print();

@@ -77,16 +77,18 @@ impl Peer {
 
     /// Starts one in a network namespace.
     pub(crate) fn start_in(namespace: Option<&str>, name: &'static str, env: Env<'_>) -> Self {
+        // `ip` replaces itself by the program, so that the process id is the peer's.
+        let by: Vec<&str> = namespace.map_or(Vec::new(), |namespace| vec!["ip", "netns", "exec", namespace]);
+        Self::start_by(&by, name, env)
+    }
+
+    /// Starts one by another program, whose last argument is the peer's.
+    pub(crate) fn start_by(by: &[&str], name: &'static str, env: Env<'_>) -> Self {
         let me = std::env::current_exe().expect("own path");
-        let mut command = match namespace {
-            // `ip` replaces itself by the program, so that the process id is the peer's.
-            Some(namespace) => {
-                let mut command = Command::new("ip");
-                command.args(["netns", "exec", namespace]);
-                if std::env::var_os("DBG_VG").is_some() {
-                    command.args(["valgrind", "--num-callers=25", "--error-limit=no"]);
-                }
-                command.arg(me);
+        let mut command = match by.split_first() {
+            Some((program, arguments)) => {
+                let mut command = Command::new(program);
+                command.args(arguments).arg(me);
                 command
             }
             None => Command::new(me),

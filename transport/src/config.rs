@@ -176,7 +176,8 @@ pub struct ListenConfig {
     /// Connections that are open and not yet taken with `accept`; at the limit the listener stops accepting.
     /// Default: 1024.
     pub accept_queue: usize,
-    /// Connections that are still shaking hands; at the limit the listener stops accepting. Default: 1024.
+    /// Connections that are still shaking hands; at the limit the listener stops accepting, and those that have taken more than
+    /// a second give way to newcomers, the oldest first. Default: 1024.
     pub max_handshakes: usize,
     /// Whether clients may negotiate UCX here. Default: yes.
     pub ucx: bool,

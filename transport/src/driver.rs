@@ -8,6 +8,7 @@ mod cm_frames;
 mod cm_link;
 mod cm_open;
 mod conn;
+mod crowd;
 mod dial;
 mod end;
 mod events;
@@ -76,6 +77,8 @@ pub(crate) enum Command {
     Unlisten { listener: Arc<ListenerShared> },
     /// The listener has room again.
     ResumeAccept { listener: Arc<ListenerShared> },
+    /// The listener is full of handshakes: some of this dispatcher's are to give way.
+    MakeWay { listener: Arc<ListenerShared> },
     /// A socket that another dispatcher accepted for this one.
     Adopt { listener: Arc<ListenerShared>, stream: tcp::Stream },
     /// A connection from another party of this process.
@@ -110,6 +113,7 @@ impl Command {
             Self::ListenCm { .. }
             | Self::Unlisten { .. }
             | Self::ResumeAccept { .. }
+            | Self::MakeWay { .. }
             | Self::Pipe { .. }
             | Self::CancelSleep(_)
             | Self::Spawn(_) => {}

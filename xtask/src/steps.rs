@@ -119,6 +119,13 @@ pub(crate) const STEPS: &[Step] = &[
         ..STEP
     },
     Step {
+        name: "rdma",
+        about: "the suites over rc_verbs and ud_verbs, in guests with Soft-RoCE",
+        needs: crate::rdma_vm::NEEDS,
+        lines: &[line(&["bash", "ci/rdma.sh"])],
+        ..STEP
+    },
+    Step {
         name: "link",
         about: "ucx-sys with libucp linked at build time",
         needs: &[Ucx, UcxHeaders, PkgConfig],
@@ -151,6 +158,20 @@ pub(crate) const STEPS: &[Step] = &[
             ]),
             line(&["cargo", "test", "-p", "ucrpc", "--test", "tokio"]),
         ],
+        ..STEP
+    },
+    Step {
+        name: "stress",
+        long: true,
+        about: "100,000 calls over 100 connections with random faults, on every transport",
+        needs: &[Ucx],
+        lines: &[line(&["sh", "ci/stress.sh"])],
+        ..STEP
+    },
+    Step {
+        name: "tower",
+        about: "the RPC layer with all its features",
+        lines: &[line(&["cargo", "test", "-p", "ucrpc-rpc", "--all-features"])],
         ..STEP
     },
     Step {

@@ -46,6 +46,8 @@ pub(crate) struct ConnCore {
     pub(crate) controls: Vec<(FrameHeader, Bytes)>,
     /// What the stall watchdog saw last.
     pub(crate) progress: super::stall::Progress,
+    /// When the stall watchdog looks, if no heartbeat brings it here.
+    pub(super) look_at: Option<Instant>,
     /// It is in `Io::ready` already.
     pub(crate) is_ready: bool,
     /// Frames for a reader on this thread.
@@ -130,6 +132,7 @@ impl ConnCore {
             accepted: None,
             controls: Vec::new(),
             progress: super::stall::Progress::default(),
+            look_at: None,
             is_ready: false,
             inbox: super::inbox::Inbox::default(),
         }
@@ -214,7 +217,7 @@ impl ConnCore {
     /// The next time at which something is due.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         let alive = self.session.liveness.as_ref().and_then(Liveness::next_timeout);
-        [alive, self.session.life.next_timeout()].into_iter().flatten().min()
+        [alive, self.look_at, self.session.life.next_timeout()].into_iter().flatten().min()
     }
 }
 

@@ -85,6 +85,8 @@ pub(crate) struct Io {
     pub(crate) edges: Vec<Edge>,
     /// Connections that are being opened.
     pub(crate) handshakes: u64,
+    /// Those of them that were accepted, the oldest first, with some that are over.
+    pub(super) accepting: VecDeque<(Key, Instant)>,
     /// Turns until the sockets are looked at again, and how many it will be next.
     pub(crate) turns_to_poll: u32,
     pub(crate) poll_distance: u32,
@@ -117,6 +119,7 @@ impl Io {
             doomed: Vec::new(),
             edges: Vec::new(),
             handshakes: 0,
+            accepting: VecDeque::new(),
             turns_to_poll: 0,
             poll_distance: 1,
             hot: Vec::new(),

@@ -49,6 +49,13 @@ pub(super) fn rendezvous_from(lanes: &str) -> u64 {
     }
 }
 
+/// How many bodies of one connection are fetched at a time. Over shared memory more keep nothing busier, and each has a
+/// buffer of its own: those that are in use would no longer fit into the processor's caches.
+pub(super) fn fetches_at_a_time(lanes: &str) -> u32 {
+    let shared_memory = ["posix", "sysv", "xpmem", "cma", "knem"].iter().any(|name| lanes.contains(name));
+    if shared_memory { 4 } else { u32::MAX }
+}
+
 /// A UCX operation that has not completed.
 pub(crate) enum UcxOp {
     /// A send, and who waits for it.
@@ -102,8 +109,9 @@ pub(crate) struct UcxLink {
     numbering: Numbering,
     inflight: u32,
     fetches: u32,
+    max_fetches: u32,
     rendezvous_from: u64,
-    /// Rendezvous whose bodies found no place yet, oldest first.
+    /// Rendezvous whose bodies found no place yet, or have as many fetches before them as go at a time; oldest first.
     no_room: VecDeque<Waiting>,
     /// Bodies that overtook their heads.
     headless: Vec<Headless>,
@@ -125,7 +133,7 @@ impl UcxLink {
         source: Key,
         inbox: BytesMut,
         numbering: Numbering,
-        rendezvous_from: u64,
+        (rendezvous_from, max_fetches): (u64, u32),
     ) -> Self {
         Self {
             ep,
@@ -137,6 +145,7 @@ impl UcxLink {
             numbering,
             inflight: 0,
             fetches: 0,
+            max_fetches,
             rendezvous_from,
             no_room: VecDeque::new(),
             headless: Vec::new(),
@@ -393,6 +402,10 @@ impl UcxLink {
         rndv: Rendezvous,
     ) -> Result<()> {
         let len = rndv.len() as u64;
+        if core.config.planner.is_none() && self.fetches >= self.max_fetches {
+            self.no_room.push_back(Waiting { seq, head, rndv });
+            return Ok(());
+        }
         match receive::place(core, io, &head, len)? {
             // Later bodies must not take what an earlier one waits for: they are delivered behind it anyway, and would
             // hold the quota until then.
@@ -445,7 +458,9 @@ impl UcxLink {
 
     /// Asks the pool again for bodies that found no room.
     pub(super) fn retry_quota(&mut self, core: &mut ConnCore, io: &mut Io) -> Result<()> {
-        while let Some(waiting) = self.no_room.pop_front() {
+        while self.fetches < self.max_fetches
+            && let Some(waiting) = self.no_room.pop_front()
+        {
             match receive::pool_buf(io, waiting.rndv.len() as u64) {
                 Some(buf) => {
                     let (seq, head) = (waiting.seq, waiting.head);
@@ -472,6 +487,7 @@ impl UcxLink {
         result: Result<()>,
     ) -> Result<()> {
         self.fetches -= 1;
+        self.retry_quota(core, io)?;
         match op {
             UcxOp::Send { .. } | UcxOp::FetchCm { .. } => Ok(()),
             UcxOp::FetchFor { reply, .. } => {
@@ -590,7 +606,7 @@ impl Backend for UcxLink {
     }
 
     fn waits_for_pool(&self) -> bool {
-        !self.no_room.is_empty()
+        !self.no_room.is_empty() && self.fetches < self.max_fetches
     }
 
     fn fetch(&mut self, core: &mut ConnCore, io: &mut Io, id: PendingId, mut reply: FetchReply) -> Result<()> {

@@ -1,0 +1,73 @@
+#!/bin/bash
+# ci/rdma-guest.sh FOLDER: the checks over RDMA, inside a guest of ci/rdma-vm.sh; FOLDER has the test programs.
+# Prints what the devices counted for each suite, and ends with a check of the checks: broken verbs must make them fail.
+set -u
+folder=$1
+export UCRPC_TEST_RDMA=1
+ulimit -l unlimited
+bad=0
+counter() { cat "/sys/class/infiniband/$1/ports/1/hw_counters/$2" 2>/dev/null || echo 0; }
+total() { local sum=0 d; for d in rxe0 rxe1; do sum=$((sum + $(counter $d "$1"))); done; echo $sum; }
+
+suite() { # NAME PROGRAM ARGUMENT...
+    local name=$1 sent sends before=$SECONDS status
+    shift
+    sent=$(total sent_pkts) sends=$(total rdma_sends)
+    "$@"
+    status=$?
+    echo "rdma: $name: $([ $status = 0 ] && echo ok || echo FAILED) in $((SECONDS - before)) s;" \
+        "the devices sent $(($(total sent_pkts) - sent)) packets for $(($(total rdma_sends) - sends)) sends"
+    [ $status = 0 ] || bad=1
+    # A suite that passes without the device has tested something else.
+    if [ "$(total sent_pkts)" -le "$sent" ]; then echo "rdma: $name: FAILED: no packet went over RDMA"; bad=1; fi
+}
+
+# Under emulation a part that touches each mechanism: all of it takes a quarter of an hour for each backend.
+contract=()
+if [ "${RDMA_VM_ACCEL:-}" != kvm ] && [ -z "${UCRPC_RDMA_ALL:-}" ]; then
+    for case in echo large_bodies_by_rdma_read small_bodies_by_send rendezvous_from plan_into plan_later plan_refuse \
+        close_with_data_in_flight abort_with_data_in_flight reader_stops_small credit_both_ways drop_fetch \
+        drop_connecting wait_policies soak_event; do
+        contract+=("$case")
+    done
+fi
+
+case ${UCRPC_RDMA_SUITES:-all} in
+all) suites="contract rpc faults red" ;;
+*) suites=$UCRPC_RDMA_SUITES ;;
+esac
+for suite in $suites; do
+    case $suite in
+    contract)
+        for backend in ucx-rc ucx-ud; do
+            if [ ${#contract[@]} = 0 ]; then
+                suite "contract over $backend" "$folder/contract" "$backend/"
+            else
+                names=()
+                for case in "${contract[@]}"; do names+=("$backend/$case"); done
+                suite "part of the contract over $backend" "$folder/contract" --exact "${names[@]}"
+            fi
+        done ;;
+    rpc) for backend in ucx-rc ucx-ud; do suite "rpc over $backend" "$folder/rpc" "$backend/"; done ;;
+    faults) suite "faults of the RDMA path" "$folder/two_process" "${UCRPC_RDMA_FILTER:-verbs/}" ;;
+    red)
+        # Broken on purpose: each of these must fail.
+        red() { # WHAT COMMAND...
+            local what=$1
+            shift
+            if timeout 100 "$@" >/run/red.log 2>&1; then
+                echo "rdma: $what: FAILED: the checks pass all the same"
+                bad=1
+            else
+                echo "rdma: $what: the checks fail, as they must: $(grep -m1 -oE 'ucx not available.*|unreachable.*|panicked.*' /run/red.log | cut -c1-150)"
+            fi
+        }
+        red 'wrong GID' env UCX_IB_GID_INDEX=9 "$folder/contract" --exact ucx-rc/echo
+        rdma link delete rxe0
+        red 'no device, rc' "$folder/contract" --exact ucx-rc/echo
+        red 'no device, ud' "$folder/contract" --exact ucx-ud/echo
+        rdma link add rxe0 type rxe netdev eth0
+        suite 'the device is back' "$folder/contract" --exact ucx-rc/echo ;;
+    esac
+done
+exit $bad
