@@ -241,11 +241,10 @@ impl Rounds {
         self.sockets.clear();
         let ways: Vec<Way> = self.ways.iter().map(|(way, _)| way.clone()).collect();
         self.start_controls(&ways);
-        for at in 0..self.ways.len() {
+        for (at, way) in ways.into_iter().enumerate() {
             if self.ways[at].1.take().is_none() {
                 continue;
             }
-            let way = ways[at].clone();
             let error = match self.connect(&way) {
                 Ok((pair, transport, reason, _)) => match way.mismatch(&transport, reason.as_deref()) {
                     None => {
