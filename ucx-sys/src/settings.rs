@@ -163,12 +163,6 @@ pub(crate) fn defaults(devices: Devices) -> Vec<Default> {
             Context,
             "a blocking connect stops the whole thread for minutes if the network drops its packets",
         ),
-        default(
-            "UCX_TCP_SYN_CNT",
-            "2",
-            Context,
-            "a connect that the network drops would hold its endpoint for two minutes; so it ends after 7 s",
-        ),
         Default {
             aliases: &["UCX_CM_REUSEADDR"],
             ..default("UCX_TCP_CM_REUSEADDR", "y", Context, "a server must be able to listen again on its port")
