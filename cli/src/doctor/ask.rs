@@ -101,7 +101,16 @@ fn planted(machine: &Machine) -> Result<Option<Ucx>, Failure> {
 }
 
 fn one_alone(name: &str) -> Result<Alone, Failure> {
-    let answer = ask(None, &[("UCX_TLS", name)])?;
+    // RDMA transports connect with the help of another: UCX has names for both together.
+    let tls = match name {
+        "rc_verbs" => "rc_v",
+        "rc_mlx5" => "rc_x",
+        "dc_mlx5" => "dc_x",
+        "ud_verbs" => "ud_v",
+        "ud_mlx5" => "ud_x",
+        other => other,
+    };
+    let answer = ask(None, &[("UCX_TLS", tls)])?;
     let link = answer.facts.as_ref().map(|facts| &facts.loopback);
     let works = link.is_some_and(|link| link.is_ucx());
     // UCX's own error says more than the status that it returns.

@@ -102,6 +102,11 @@ fn a_misspelt_variable_of_ucx() {
 }
 
 #[test]
+fn a_setting_of_a_transport_that_is_left_out() {
+    with_env(&[("UCX_TLS", "posix"), ("UCX_TCP_TX_SEG_SIZE", "64k")], "unused", "info");
+}
+
+#[test]
 fn a_misspelt_variable_of_ours() {
     let (_, text) = with_env(&[("UCRPC_TRANPORT", "tcp")], "misspelt", "warning");
     assert!(text.contains("did you mean UCRPC_TRANSPORT?"), "{text}");
@@ -130,6 +135,12 @@ fn shared_memory_left_out() {
 fn transports_that_cannot_carry_a_connection() {
     let (_, text) = with_env(&[("UCX_TLS", "self")], "lanes", "error");
     assert!(text.contains("carries no connection"), "{text}");
+}
+
+#[test]
+fn a_setting_that_breaks_this_version() {
+    let (said, _) = with_env(&[("UCX_TCP_SYN_CNT", "2")], "tcp-syn-count", "error");
+    said.expect("lanes", "error");
 }
 
 #[test]
