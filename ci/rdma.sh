@@ -1,6 +1,6 @@
 #!/bin/bash
 # ci/rdma.sh: builds the tests and runs them over RDMA in guests with Soft-RoCE; `cargo xtask test --rdma` runs it.
-# UCRPC_RDMA_ALL=1: the whole contract also under emulation. UCRPC_RDMA_SUITES="contract rpc faults red": only these.
+# UCRPC_RDMA_ALL=1: the whole contract also under emulation. UCRPC_RDMA_SUITES="wake contract rpc faults red": only these.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 share=$(mktemp -d)
@@ -12,6 +12,8 @@ for name in contract rpc two_process; do
     file=$(sed -n "s/.*Executable tests\/$name\/main.rs (\(.*\))/\1/p" "$share/log" | tail -n 1)
     cp "$file" "$share/bin/$name"
 done
+cargo test -p ucrpc-transport --lib --no-run 2>&1 | tee "$share/log"
+cp "$(sed -n 's/.*Executable unittests src\/lib.rs (\(.*\))/\1/p' "$share/log" | tail -n 1)" "$share/bin/transport"
 limit=900
 [ -z "${UCRPC_RDMA_ALL:-}" ] || limit=7200
 ci/rdma-vm.sh --mem 2048 --timeout $limit -- bash "$PWD/ci/rdma-guest.sh" "$share/bin"

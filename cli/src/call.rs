@@ -127,6 +127,18 @@ pub(crate) fn run(args: &Args) -> Done {
     finish(args, &response, |out| writeln!(out, "{json}"))
 }
 
+/// A method's full names and its request, serialized from JSON, as a `.proto` file declares them.
+pub(crate) fn serialize(
+    proto: &[PathBuf],
+    include: &[PathBuf],
+    (service, method): (&str, &str),
+    json: &str,
+) -> Result<((String, String), Bytes), Failure> {
+    let method = schema::Method::find(proto, include, service, method)?;
+    let message = MessageBuf::encode(&method.request(json)?, 0);
+    Ok(((method.service(), method.name()), Bytes::copy_from_slice(message.as_slice())))
+}
+
 /// The request's JSON.
 fn data(args: &Args) -> Result<String, Failure> {
     let (text, name) = match args.data.as_deref() {

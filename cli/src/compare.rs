@@ -1,8 +1,8 @@
 //! `ucrpc perf compare`: every transport that works on this machine, beside its controls, in interleaved rounds.
 //!
-//! All processes live as long as the comparison does and sleep while others are measured; a slice of ours and the slice of its
-//! control follow each other within a fraction of a second, and the ratio is the median of the rounds' ratios. Absolute
-//! figures move with the machine's mood; these ratios move little.
+//! All processes live for a round and sleep while others are measured; a slice of ours and the slice of its control follow
+//! each other within a fraction of a second, and the ratio is the median of the ratios of such neighbours. Absolute figures
+//! move with the machine's mood; these ratios move less.
 
 mod child;
 mod control;
@@ -46,10 +46,10 @@ pub(crate) struct Compare {
     /// Bytes of payload
     #[arg(long, value_name = "N[,N..]", value_delimiter = ',', default_value = "64,4k,64k,1M", value_parser = size)]
     size: Vec<usize>,
-    /// Rounds; the medians of them are reported [default: 9, quick: 3]
+    /// Rounds; medians are reported [default: 11, quick: 4]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
     rounds: Option<u16>,
-    /// How long each slice of a round takes [default: 0.1, quick: 0.05]
+    /// How long each slice of a round takes [default: 0.1, quick: 0.04]
     #[arg(long, value_name = "S", value_parser = units::seconds)]
     slice: Option<Duration>,
     /// Only transports whose name contains one of these words
@@ -88,7 +88,7 @@ pub(crate) fn run(args: &Compare) -> Done {
         return Err(Failure::usage(format!("no transport is called {}", args.only.join(" or ")))
             .hint(format!("there are: {}", names.join(", "))));
     }
-    let count = args.rounds.unwrap_or(if args.quick { 3 } else { 9 }).into();
+    let count = args.rounds.unwrap_or(if args.quick { 4 } else { 11 }).into();
     let mut rounds = Rounds::start(ways, &args.size, setup);
     let machine = Machine::look(&setup, nice, count, rounds.ucx_version());
     if args.json {
@@ -114,7 +114,7 @@ pub(crate) fn run(args: &Compare) -> Done {
 }
 
 fn setup(args: &Compare) -> Result<Setup, Failure> {
-    let slice = args.slice.unwrap_or(Duration::from_millis(if args.quick { 50 } else { 100 }));
+    let slice = args.slice.unwrap_or(Duration::from_millis(if args.quick { 40 } else { 100 }));
     if slice < Duration::from_millis(5) || slice > Duration::from_secs(5) {
         return Err(Failure::usage("--slice takes 0.005 to 5 seconds"));
     }

@@ -32,12 +32,14 @@ const COLOURS: [RGBColor; 8] = [
     RGBColor(0, 0, 0),
 ];
 const INK: RGBColor = RGBColor(40, 40, 40);
+const SOFT: RGBColor = RGBColor(100, 100, 100);
 const FAINT: RGBColor = RGBColor(225, 225, 225);
 const WIDTH: u32 = 1180;
 const PANEL_HEIGHT: u32 = 440;
 const TITLE_HEIGHT: u32 = 64;
 const LEGEND_ROW: u32 = 20;
-const LEGEND_COLUMNS: usize = 3;
+/// A transport and its control stand beside each other.
+const LEGEND_COLUMNS: usize = 2;
 
 /// A line.
 pub(crate) struct Series {
@@ -86,7 +88,7 @@ pub(crate) fn draw(file: &Path, title: &str, subtitle: &str, panels: &[Panel]) -
 fn draw_on<'a>(root: &Area<'a>, title: &str, subtitle: &str, panels: &[Panel], legend: &[&Series]) -> Drawn<'a> {
     root.fill(&WHITE)?;
     root.draw(&Text::new(title.to_owned(), (24, 14), ("sans-serif", 20).into_font().color(&INK)))?;
-    root.draw(&Text::new(subtitle.to_owned(), (24, 42), ("sans-serif", 13).into_font().color(&INK)))?;
+    root.draw(&Text::new(subtitle.to_owned(), (24, 42), ("sans-serif", 12).into_font().color(&SOFT)))?;
     let (_, rest) = root.split_vertically(TITLE_HEIGHT);
     let (charts, under) = rest.split_vertically(PANEL_HEIGHT);
     for (area, panel) in charts.split_evenly((1, panels.len().max(1))).iter().zip(panels) {

@@ -20,7 +20,7 @@ use ucrpc::{
 };
 
 use crate::{
-    Done,
+    Done, call,
     exit::{Exit, Failure},
     out::{self, Progress},
     perf::{self, Drive, Run, Schedule, Tally, Wait, json},
@@ -30,10 +30,10 @@ use crate::{
 pub(crate) const HELP: &str = "\
 Examples:
   ucrpc press node7:7471 --rate 20k --seconds 30                      # the Echo of `ucrpc perf server`
-  ucrpc press node7:8000 example.EchoService/Echo --message request.bin --rate 500 --ramp 10
-  ucrpc press tcp://node7:8000 example.EchoService/Echo --message request.bin --rate 5k --json
+  ucrpc press node7:8000 demo.Echo/Say --proto demo.proto --data '{\"text\": \"hello\"}' --rate 500 --ramp 10
+  ucrpc press tcp://node7:8000 demo.Echo/Say --raw request.bin --rate 5k --json
 
---message is a serialized request (protoc --encode makes one). Latency counts from when a call was due, not from when there was room
+Latency counts from when a call was due, not from when there was room
 to make it. The ramp starts at a tenth of the rate and is not counted in the summary.";
 
 /// What is called without a method's name.
@@ -48,9 +48,18 @@ pub(crate) struct Press {
     /// package.Service/Method
     #[arg(default_value = OWN_ECHO, value_parser = method)]
     method: (String, String),
-    /// File with a serialized request; without it the request is empty
+    /// The request as JSON; needs --proto
+    #[arg(short, long, value_name = "JSON", requires = "proto")]
+    data: Option<String>,
+    /// The .proto file that declares the method; may be repeated
+    #[arg(short, long, value_name = "FILE", conflicts_with = "raw")]
+    proto: Vec<PathBuf>,
+    /// Where imports of .proto files are looked for; may be repeated
+    #[arg(short = 'I', long = "include", value_name = "DIR", requires = "proto")]
+    include: Vec<PathBuf>,
+    /// The request as serialized bytes from a file; without it and --proto the request is empty
     #[arg(long, value_name = "FILE")]
-    message: Option<PathBuf>,
+    raw: Option<PathBuf>,
     /// File whose bytes go with each request as its attachment
     #[arg(long, value_name = "FILE")]
     attachment: Option<PathBuf>,
@@ -131,7 +140,12 @@ pub(crate) fn run(args: &Press) -> Done {
     if args.seconds.is_zero() {
         return Err(Failure::usage("--seconds 0 measures nothing"));
     }
-    let message = args.message.as_ref().map(read).transpose()?.unwrap_or_default();
+    let (method, message) = if args.proto.is_empty() {
+        (args.method.clone(), args.raw.as_ref().map(read).transpose()?.unwrap_or_default())
+    } else {
+        let name = (args.method.0.as_str(), args.method.1.as_str());
+        call::serialize(&args.proto, &args.include, name, args.data.as_deref().unwrap_or("{}"))?
+    };
     let made_up = args.size.map(|size| Bytes::from(vec![7; size]));
     let attachment = args.attachment.as_ref().map(read).transpose()?.or(made_up).unwrap_or_default();
     process::raise_files();
@@ -151,8 +165,8 @@ pub(crate) fn run(args: &Press) -> Done {
             eprintln!("note: not over ucx: {reason}");
         }
         let target = Target {
-            names: args.method.0.len() + args.method.1.len(),
-            method: MethodName::new(args.method.0.clone(), args.method.1.clone()),
+            names: method.0.len() + method.1.len(),
+            method: MethodName::new(method.0, method.1),
             message,
             attachment,
             timeout: args.timeout,
@@ -171,8 +185,7 @@ pub(crate) fn run(args: &Press) -> Done {
         let schedule = Schedule::fixed(run.start(), args.rate, args.seconds);
         let tally = press(args, &handle, &target, schedule, run).await?;
         let cpu = process::cpu_time() - cpu;
-        let error_texts = target.errors.take();
-        sum_up(args, &summary(args, &tally, cpu, error_texts, (transport, reason)))
+        sum_up(args, &summary(args, &target, &tally, cpu, (transport, reason)))
     })
 }
 
@@ -246,21 +259,21 @@ fn live(recent: &Histogram<u64>, rate: f64) -> String {
 
 fn summary(
     args: &Press,
+    target: &Target,
     tally: &Tally,
     cpu: Duration,
-    error_texts: BTreeMap<String, u64>,
     (transport, fallback_reason): (String, Option<String>),
 ) -> Summary {
     let seconds = tally.elapsed.as_secs_f64();
     Summary {
-        method: format!("{}/{}", args.method.0, args.method.1),
+        method: format!("{}/{}", target.method.service, target.method.method),
         rate: args.rate,
         ramp_s: args.ramp.as_secs_f64(),
         seconds,
         count: tally.count,
         errors: tally.errors,
         unsent: tally.unsent,
-        error_texts,
+        error_texts: target.errors.take(),
         calls_s: if seconds > 0.0 { tally.count as f64 / seconds } else { 0.0 },
         p50_us: tally.percentile(50.0),
         p90_us: tally.percentile(90.0),

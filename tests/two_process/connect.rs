@@ -186,7 +186,7 @@ fn no_descriptors() -> Outcome {
         client.say(&format!("connect {address} mode=ping connect_timeout_ms=20000"));
     }
     client.expect("connected");
-    let deadline = std::time::Instant::now() + crate::process::SOON;
+    let deadline = std::time::Instant::now() + *crate::process::SOON;
     while server.stat("accept_pauses") == 0 {
         assert!(std::time::Instant::now() < deadline, "the server never ran out of descriptors");
     }

@@ -10,6 +10,7 @@ mod connect;
 mod cut;
 mod death;
 mod hostile;
+mod hosts;
 mod negotiation;
 mod netns;
 mod peer;
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
         trials.extend(cut::trials());
         trials.extend(hostile::trials());
         trials.extend(connect::trials());
+        trials.extend(hosts::trials());
     }
     let conclusion = libtest_mimic::run(&arguments, trials);
     if !arguments.list {

@@ -6,7 +6,7 @@ use std::{
     io::{BufRead, BufReader, Write},
     process::{Child, ChildStdin, Command, Stdio},
     sync::{
-        Arc, Mutex,
+        Arc, LazyLock, Mutex,
         mpsc::{Receiver, RecvTimeoutError, channel},
     },
     time::{Duration, Instant},
@@ -18,7 +18,8 @@ use rustix::process::{Pid, Signal, kill_process};
 pub(crate) const ROLE: &str = "UCRPC_TEST_PEER";
 
 /// How long anything may take that should be quick, on a machine that is busy.
-pub(crate) const SOON: Duration = Duration::from_secs(20);
+pub(crate) static SOON: LazyLock<Duration> =
+    LazyLock::new(|| Duration::from_secs(if std::env::var_os("UCRPC_TEST_RDMA").is_some() { 90 } else { 20 }));
 
 /// Environment of a peer.
 pub(crate) type Env<'a> = &'a [(&'a str, &'a str)];
@@ -138,7 +139,7 @@ impl Peer {
 
     /// Waits for what it says next under `name`; what it says meanwhile is kept.
     pub(crate) fn expect(&mut self, name: &str) -> Line {
-        self.expect_within(name, SOON)
+        self.expect_within(name, *SOON)
     }
 
     /// As [`Peer::expect`], with another deadline.
@@ -148,12 +149,12 @@ impl Peer {
 
     /// As [`Peer::expect`], for the connection `id`.
     pub(crate) fn expect_of(&mut self, name: &str, id: &str) -> Line {
-        self.expect_where(name, SOON, |line| line.name == name && line.get("id") == id)
+        self.expect_where(name, *SOON, |line| line.name == name && line.get("id") == id)
     }
 
     /// As [`Peer::expect`], for whatever of several comes first.
     pub(crate) fn expect_any(&mut self, names: &[&str]) -> Line {
-        self.expect_where(&names.join(" or "), SOON, |line| names.contains(&line.name.as_str()))
+        self.expect_where(&names.join(" or "), *SOON, |line| names.contains(&line.name.as_str()))
     }
 
     fn expect_where(&mut self, name: &str, within: Duration, is_it: impl Fn(&Line) -> bool) -> Line {
@@ -213,7 +214,7 @@ impl Peer {
     pub(crate) fn stop(&self) -> u64 {
         let at = now_us();
         self.signal(Signal::STOP);
-        let deadline = Instant::now() + SOON;
+        let deadline = Instant::now() + *SOON;
         while !self.stands_still() {
             assert!(Instant::now() < deadline, "a process does not stop");
             std::thread::sleep(Duration::from_millis(1));
@@ -272,7 +273,7 @@ impl Peer {
     /// Lets it end by itself, which it must do well.
     pub(crate) fn quit(mut self) {
         self.say("quit");
-        let deadline = Instant::now() + SOON;
+        let deadline = Instant::now() + *SOON;
         loop {
             match self.child.try_wait().expect("wait") {
                 Some(status) if status.success() => return,

@@ -29,7 +29,7 @@ enum Command {
     ///
     /// Exit codes: 0 everything passed, 1 something failed, 2 nothing failed but a required step could not run.
     Test(test::Args),
-    /// Echoes messages between two processes over TCP, Unix sockets and UCX, and prints a table of the latencies
+    /// Compares TCP, Unix sockets and UCX between two processes, beside controls, and prints a table (ucrpc perf compare)
     Demo(demo::Args),
     /// Runs a command in a guest that has RDMA devices (Soft-RoCE), on this machine's files
     ///

@@ -98,6 +98,16 @@ pub(crate) const STEPS: &[Step] = &[
                 words: &["cargo", "test", "-p", "ucrpc", "-p", "ucrpc-transport", "-p", "ucx-sys", "--doc"],
             },
             line(&["cargo", "test", "-p", "ucx-sys", "--test", "disabled"]),
+            Line {
+                env: &[("UCRPC_UCX_LIBRARY", "none")],
+                words: &["cargo", "test", "-p", "ucrpc-rpc", "-p", "ucrpc-build", "-p", "xtask"],
+            },
+            Line {
+                env: &[("UCRPC_UCX_LIBRARY", "none")],
+                words: &["cargo", "test", "-p", "ucrpc", "--test", "rpc", "--", "--skip", "ucx-"],
+            },
+            line(&["cargo", "test", "-p", "ucrpc-cli", "--test", "call"]),
+            line(&["cargo", "test", "-p", "ucrpc-cli", "--test", "doctor", "planted::"]),
         ],
         ..STEP
     },

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::{
     machine::Machine,
-    rounds::{Figure, Results, Samples, WayResult, median},
+    rounds::{Figure, Results, Samples, WayResult, median, quartiles},
 };
 use crate::{
     Done, out,
@@ -112,16 +112,18 @@ struct Line<'a> {
     transport: &'a str,
     control: &'a str,
     size: usize,
-    rounds: usize,
+    samples: usize,
     pingpong_p50_us: Option<f64>,
     control_p50_us: Option<f64>,
     pingpong_ratio: Option<f64>,
+    pingpong_ratio_quartiles: Option<(f64, f64)>,
     rpc_p50_us: Option<f64>,
     /// To the same control.
     rpc_ratio: Option<f64>,
     one_way_mb_s: Option<f64>,
     control_mb_s: Option<f64>,
     one_way_ratio: Option<f64>,
+    one_way_ratio_quartiles: Option<(f64, f64)>,
     rpc_calls_s: Option<f64>,
     rpc_mb_s: Option<f64>,
 }
@@ -167,15 +169,17 @@ fn line(way: &WayResult, size: usize) -> Line<'_> {
         transport: &way.transport,
         control: &way.control,
         size,
-        rounds: ping.ours.len(),
+        samples: ping.ours.len(),
         pingpong_p50_us: median(&ping.ours),
         control_p50_us: median(&ping.control),
         pingpong_ratio: median(&ping.ratios),
+        pingpong_ratio_quartiles: quartiles(&ping.ratios),
         rpc_p50_us: median(&rpc.ours),
         rpc_ratio: median(&rpc.ratios),
         one_way_mb_s: median(&send.ours),
         control_mb_s: median(&send.control),
         one_way_ratio: median(&send.ratios),
+        one_way_ratio_quartiles: quartiles(&send.ratios),
         rpc_calls_s: calls,
         rpc_mb_s: calls.map(|calls| calls * size as f64 / 1e6),
     }

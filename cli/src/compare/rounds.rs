@@ -22,6 +22,9 @@ const DEPTH: usize = 64;
 /// And of large ones: more would only measure the caches.
 const DEPTH_LARGE: usize = 8;
 
+/// Slices of ours and of its control in a round, where both are there all the time.
+const ALTERNATIONS: usize = 3;
+
 /// What is measured of a transport at a size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Figure {
@@ -149,7 +152,7 @@ impl Rounds {
         let (server, client) = (self.setup.server_cpu.to_string(), self.setup.client_cpu.to_string());
         match Worker::start(&["perf", "control", "shm", "client", "--pin", &client, "--peer-pin", &server], &[]) {
             Ok(worker) => self.shm = Some(worker),
-            Err(error) => self.results.notes.push(format!("shared memory: no control: {error}")),
+            Err(error) => self.say_once(format!("shared memory: no control: {error}")),
         }
         for (control, kind) in [(Control::Tcp, Kind::Tcp), (Control::Unix, Kind::Unix)] {
             if !ways.iter().any(|way| way.control == control) {
@@ -164,8 +167,14 @@ impl Rounds {
             };
             match start() {
                 Ok(pair) => drop(self.sockets.insert(name, pair)),
-                Err(error) => self.results.notes.push(format!("{name}: no control: {error}")),
+                Err(error) => self.say_once(format!("{name}: no control: {error}")),
             }
+        }
+    }
+
+    fn say_once(&mut self, note: String) {
+        if !self.results.notes.contains(&note) {
+            self.results.notes.push(note);
         }
     }
 
@@ -225,11 +234,42 @@ impl Rounds {
         Ok((Pair { client, _server: server }, transport, reason, ucx))
     }
 
+    /// Ends all processes and starts them again: where a process's memory lies makes a difference that stays for its life, and
+    /// only other processes average it out.
+    fn start_again(&mut self) {
+        self.shm = None;
+        self.sockets.clear();
+        let ways: Vec<Way> = self.ways.iter().map(|(way, _)| way.clone()).collect();
+        self.start_controls(&ways);
+        for (at, way) in ways.iter().enumerate() {
+            if self.ways[at].1.take().is_none() {
+                continue;
+            }
+            let error = match self.connect(way) {
+                Ok((pair, transport, reason, _)) => match way.mismatch(&transport, reason.as_deref()) {
+                    None => {
+                        self.ways[at].1 = Some(pair);
+                        continue;
+                    }
+                    Some(text) => text,
+                },
+                Err(error) => error,
+            };
+            let result = &mut self.results.ways[at];
+            result.is_broken = true;
+            result.notes.push(format!("{}: not measured to the end: {error}", way.name));
+        }
+    }
+
     /// Measures `count` rounds. Within one, ours and its control take turns in going first.
     pub(super) fn measure(&mut self, count: usize) {
         let steps = count * self.sizes.len() * (self.ways.len() + 1);
         let progress = Progress::steps(steps as u64, "");
         for round in 0..count {
+            if round > 0 {
+                progress.say(format!("round {} of {count}, starting", round + 1));
+                self.start_again();
+            }
             for size in self.sizes.clone() {
                 progress.step(format!("round {} of {count}, {}, shared memory", round + 1, units::size_name(size)));
                 self.measure_shm(size);
@@ -256,42 +296,71 @@ impl Rounds {
 
     fn measure_way(&mut self, at: usize, size: usize, ours_first: bool) {
         for figure in Figure::ALL {
-            if self.ways[at].1.is_none() {
-                return;
-            }
-            let needs_control = matches!(figure, Figure::PingPong | Figure::OneWay);
-            let mut control = None;
-            if needs_control && !ours_first {
-                control = self.control(at, size, figure == Figure::OneWay);
-            }
-            let ours = self.ours(at, size, figure);
-            if needs_control && ours_first {
-                control = self.control(at, size, figure == Figure::OneWay);
-            }
-            let samples = self.results.ways[at].samples.entry((size, figure)).or_default();
-            samples.ours.extend(ours);
-            samples.control.extend(control);
-            if let (Some(ours), Some(control)) = (ours, control) {
-                samples.ratios.push(ours / control);
-            }
-            // A call one at a time is compared with the bare round trip of the same round.
-            if figure == Figure::Rpc {
-                let bare = self.results.ways[at].samples.get(&(size, Figure::PingPong));
-                let bare = bare.and_then(|samples| samples.control.last().copied());
-                if let (Some(ours), Some(bare)) = (ours, bare)
-                    && let Some(samples) = self.results.ways[at].samples.get_mut(&(size, figure))
-                {
-                    samples.ratios.push(ours / bare);
+            match figure {
+                Figure::PingPong | Figure::OneWay if self.ways[at].0.control == Control::Perftest => {
+                    self.around_control(at, size, figure);
+                }
+                Figure::PingPong | Figure::OneWay => self.alternate(at, size, figure, ours_first),
+                // Calls one at a time are compared with the bare round trips of the same round.
+                Figure::Rpc => {
+                    for _ in 0..2 {
+                        let ours = self.ours(at, size, figure, self.setup.slice / 2);
+                        let samples = &self.results.ways[at].samples;
+                        let bare = samples.get(&(size, Figure::PingPong)).and_then(|samples| samples.control.last());
+                        let bare = bare.copied();
+                        self.note(at, size, figure, ours, bare.map(|bare| (bare, false)));
+                    }
+                }
+                Figure::RpcRate => {
+                    let ours = self.ours(at, size, figure, self.setup.slice);
+                    self.note(at, size, figure, ours, None);
                 }
             }
         }
     }
 
-    fn ours(&mut self, at: usize, size: usize, figure: Figure) -> Option<f64> {
+    /// Short slices of ours and of a control that is quick to start, in turns.
+    fn alternate(&mut self, at: usize, size: usize, figure: Figure, ours_first: bool) {
+        let slice = self.setup.slice / 2;
+        for turn in 0..ALTERNATIONS {
+            if self.ways[at].1.is_none() {
+                return;
+            }
+            let before = if ours_first == (turn % 2 == 0) { self.ours(at, size, figure, slice) } else { None };
+            let control = self.control(at, size, figure == Figure::OneWay, slice);
+            let ours = before.or_else(|| self.ours(at, size, figure, slice));
+            self.note(at, size, figure, ours, control.map(|control| (control, true)));
+        }
+    }
+
+    /// `ucx_perftest` takes longer to start than to measure: ours before and after it, so that a drift cancels out.
+    fn around_control(&mut self, at: usize, size: usize, figure: Figure) {
+        let slice = self.setup.slice / 2;
+        let Some(before) = self.ours(at, size, figure, slice) else { return };
+        let control = self.control(at, size, figure == Figure::OneWay, self.setup.slice);
+        let Some(after) = self.ours(at, size, figure, slice) else { return };
+        let ours = Some((before + after) / 2.0);
+        self.note(at, size, figure, ours, control.map(|control| (control, true)));
+    }
+
+    /// Keeps samples; of the control's, whether it is one of this figure.
+    fn note(&mut self, at: usize, size: usize, figure: Figure, ours: Option<f64>, control: Option<(f64, bool)>) {
+        let Some(ours) = ours else { return };
+        let samples = self.results.ways[at].samples.entry((size, figure)).or_default();
+        samples.ours.push(ours);
+        if let Some((control, is_new)) = control {
+            samples.ratios.push(ours / control);
+            if is_new {
+                samples.control.push(control);
+            }
+        }
+    }
+
+    fn ours(&mut self, at: usize, size: usize, figure: Figure, slice: Duration) -> Option<f64> {
         let (way, pair) = &mut self.ways[at];
         let client = &mut pair.as_mut()?.client;
-        let load = figure.load(size, self.setup.slice);
-        let result = client.ask::<Point>(&(load, self.setup.wait), self.setup.slice * 2);
+        let load = figure.load(size, slice);
+        let result = client.ask::<Point>(&(load, self.setup.wait), slice * 2);
         match result {
             Ok(point) if point.errors > 0 => {
                 let last = point.last_error.as_deref().unwrap_or_default();
@@ -312,9 +381,8 @@ impl Rounds {
         }
     }
 
-    fn control(&mut self, at: usize, size: usize, one_way: bool) -> Option<f64> {
+    fn control(&mut self, at: usize, size: usize, one_way: bool, slice: Duration) -> Option<f64> {
         let way = &self.ways[at].0;
-        let slice = self.setup.slice;
         let name = match way.control {
             Control::Tcp => "tcp",
             Control::Unix => "unix",
@@ -330,9 +398,7 @@ impl Rounds {
                     }
                     Err(error) => {
                         let note = format!("{}: the control failed: {error}", way.name);
-                        if !self.results.notes.contains(&note) {
-                            self.results.notes.push(note);
-                        }
+                        self.say_once(note);
                         None
                     }
                 };
@@ -362,6 +428,15 @@ impl Rounds {
     }
 }
 
+/// The values that a quarter of them is below and above.
+pub(super) fn quartiles(values: &[f64]) -> Option<(f64, f64)> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let last = sorted.len().checked_sub(1)?;
+    let at = |quarter: usize| sorted[(last * quarter + 2) / 4];
+    Some((at(1), at(3)))
+}
+
 /// The middle one.
 pub(super) fn median(values: &[f64]) -> Option<f64> {
     let mut sorted = values.to_vec();
@@ -372,12 +447,14 @@ pub(super) fn median(values: &[f64]) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::median;
+    use super::{median, quartiles};
 
     #[test]
     fn medians() {
         assert_eq!(median(&[]), None);
         assert_eq!(median(&[3.0, 1.0, 2.0]), Some(2.0));
         assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), Some(2.5));
+        assert_eq!(quartiles(&[5.0, 1.0, 2.0, 4.0, 3.0]), Some((2.0, 4.0)));
+        assert_eq!((quartiles(&[1.0]), quartiles(&[])), (Some((1.0, 1.0)), None));
     }
 }

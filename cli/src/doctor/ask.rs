@@ -17,7 +17,7 @@ use super::{
 use crate::exit::{Exit, Failure};
 
 /// A child that takes longer hangs.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(30);
 /// How much of a child's output is kept, bytes.
 const MAX_OUTPUT: u64 = 1 << 20;
 
@@ -37,7 +37,7 @@ pub(crate) struct Answer {
     pub(crate) facts: Option<Facts>,
     /// What UCX logged, from level `info` up.
     pub(crate) log: Vec<LogLine>,
-    /// How it ended, if not well: `killed by signal 11 (SIGSEGV)`, `no answer within 20 s`.
+    /// How it ended, if not well: `killed by signal 11 (SIGSEGV)`, `no answer within 30 s`.
     pub(crate) ended: Option<String>,
 }
 
@@ -101,7 +101,16 @@ fn planted(machine: &Machine) -> Result<Option<Ucx>, Failure> {
 }
 
 fn one_alone(name: &str) -> Result<Alone, Failure> {
-    let answer = ask(None, &[("UCX_TLS", name)])?;
+    // RDMA transports connect with the help of another: UCX has names for both together.
+    let tls = match name {
+        "rc_verbs" => "rc_v",
+        "rc_mlx5" => "rc_x",
+        "dc_mlx5" => "dc_x",
+        "ud_verbs" => "ud_v",
+        "ud_mlx5" => "ud_x",
+        other => other,
+    };
+    let answer = ask(None, &[("UCX_TLS", tls)])?;
     let link = answer.facts.as_ref().map(|facts| &facts.loopback);
     let works = link.is_some_and(|link| link.is_ucx());
     // UCX's own error says more than the status that it returns.

@@ -3,7 +3,7 @@
 use std::{io::BufRead, time::Duration};
 
 use tokio::sync::mpsc;
-use ucrpc::{Address, Dispatcher};
+use ucrpc::{Address, Dispatcher, transport::ucx_report};
 
 use super::{
     Format, Mode, Wait, address, dispatcher, idle,
@@ -28,7 +28,8 @@ Examples:
 
 calls/s counts round trips; MB/s is payload in one direction, 10^6 bytes. CPU is in seconds per 100 000 calls, of this
 process and of the server's, all threads; waiting busy uses all of a core. With --rate, latency counts from when a call was due
-(no coordinated omission), and this process spins between calls.";
+(no coordinated omission), and this process spins between calls. --idle counts memory against a server that was just started:
+what it freed earlier it need not take again.";
 
 /// Arguments of `perf client`.
 #[derive(clap::Args)]
@@ -181,8 +182,10 @@ async fn obey(dispatcher: &Dispatcher, mut session: Session) -> Done {
     });
     let (transport, reason) = session.transport();
     // It is loaded already, where it carries the connection.
-    let ucx = if transport.starts_with("ucx") { ucx_sys::load().ok() } else { None };
-    out::line(&json(&(transport, reason, ucx.map(|ucx| ucx.version_string())))?)?;
+    let library = if transport.starts_with("ucx") { ucx_report().library.ok() } else { None };
+    let version =
+        library.map(|library| library.version).map(|(major, minor, patch)| format!("{major}.{minor}.{patch}"));
+    out::line(&json(&(transport, reason, version))?)?;
     dispatcher.set_wait_policy(Wait::Event.policy());
     session.stats(Some(Wait::Event)).await?;
     while let Some(line) = hear.recv().await {

@@ -1,10 +1,13 @@
 //! What is planted for real: variables, limits, name spaces. These tests need UCX.
 
-use std::process::Command;
+use std::{
+    io::{BufRead, BufReader},
+    process::{Command, Stdio},
+};
 
 use ucrpc::transport::{Dispatcher, DispatcherConfig, ListenConfig};
 
-use super::{Said, doctor, doctor_under, run};
+use super::{Said, clean, doctor, doctor_under, run};
 
 /// Runs with variables set, and expects what they break to be found; without them it must not be.
 #[track_caller]
@@ -99,6 +102,11 @@ fn a_misspelt_variable_of_ucx() {
 }
 
 #[test]
+fn a_setting_of_a_transport_that_is_left_out() {
+    with_env(&[("UCX_TLS", "posix"), ("UCX_TCP_TX_SEG_SIZE", "64k")], "unused", "info");
+}
+
+#[test]
 fn a_misspelt_variable_of_ours() {
     let (_, text) = with_env(&[("UCRPC_TRANPORT", "tcp")], "misspelt", "warning");
     assert!(text.contains("did you mean UCRPC_TRANSPORT?"), "{text}");
@@ -127,6 +135,12 @@ fn shared_memory_left_out() {
 fn transports_that_cannot_carry_a_connection() {
     let (_, text) = with_env(&[("UCX_TLS", "self")], "lanes", "error");
     assert!(text.contains("carries no connection"), "{text}");
+}
+
+#[test]
+fn a_setting_that_breaks_this_version() {
+    let (said, _) = with_env(&[("UCX_TCP_SYN_CNT", "2")], "tcp-syn-count", "error");
+    said.expect("lanes", "error");
 }
 
 #[test]
@@ -207,7 +221,18 @@ fn a_peer_is_asked_for_its_lanes() {
         command.args(["--quick", "--peer", peer]);
         run(command)
     };
-    // One that does not speak UCX (this process must not load it, since that changes the environment): the reason.
+    // One that speaks UCX: the lanes are named.
+    let mut server =
+        clean(Command::new(env!("CARGO_BIN_EXE_ucrpc")), &["perf", "server", "--listen", "auto://127.0.0.1:0"]);
+    let mut server = server.stdout(Stdio::piped()).spawn().expect("it starts");
+    let mut line = String::new();
+    BufReader::new(server.stdout.take().expect("a pipe")).read_line(&mut line).expect("it says where");
+    let said = ask(line.trim().strip_prefix("listening ").expect("an address"));
+    server.kill().expect("it runs");
+    server.wait().expect("it ends");
+    let finding = said.find("peer", "ok").unwrap_or_else(|| panic!("{:?}", said.findings())).to_string();
+    assert!(finding.contains("runs over ucx (sysv") || finding.contains("runs over ucx (posix"), "{finding}");
+    // One that does not (this process must not load it, since that changes the environment): the reason.
     let dispatcher = Dispatcher::spawn(DispatcherConfig::default()).expect("a dispatcher");
     let address = "tcp://127.0.0.1:0".parse().expect("an address");
     let mut listener = dispatcher.listen(&address, ListenConfig::default()).expect("it listens");

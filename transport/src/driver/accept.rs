@@ -367,7 +367,7 @@ impl Core {
             return self.end(key, Error::from_io("watching the socket", &error));
         }
         (opening.stream, opening.source) = (Some(stream), Some(source));
-        self.on_opening_edge(key, false);
+        self.on_opening_edge(key, None);
     }
 
     pub(super) fn new_accepted(&mut self, listener: &Arc<ListenerShared>) -> Key {
@@ -383,10 +383,10 @@ impl Core {
         key
     }
 
-    /// Goes on with a handshake.
-    pub(super) fn on_opening_edge(&mut self, key: Key, peer_closed: bool) {
+    /// Goes on with a handshake; `closed` is the source of an edge that said that the peer has closed.
+    pub(super) fn on_opening_edge(&mut self, key: Key, closed: Option<Key>) {
         self.opening_step(key, |opening, core, io| {
-            opening.peer_closed |= peer_closed;
+            opening.peer_closed |= closed.is_some_and(|source| opening.is_its_only_socket(source));
             opening.on_edge(core, io)
         });
     }

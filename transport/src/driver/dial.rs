@@ -163,6 +163,11 @@ impl Opening {
         }
     }
 
+    /// Whether nothing else is being tried than the socket behind `source`: what happens to that happens to the connection.
+    pub(super) fn is_its_only_socket(&self, source: Key) -> bool {
+        self.source == Some(source) || matches!(&self.attempts[..], [only] if only.source == source)
+    }
+
     /// Gives up all sockets that are connecting.
     pub(super) fn drop_attempts(&mut self, io: &mut Io) {
         self.attempts.drain(..).for_each(|attempt| attempt.end(io));

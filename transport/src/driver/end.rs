@@ -408,7 +408,7 @@ impl Core {
     pub(super) fn on_socket(&mut self, key: Key, edge: &Edge) {
         let Some(conn) = self.conns.get_mut(key) else { return };
         if !conn.link.is_open() {
-            return self.on_opening_edge(key, edge.closed);
+            return self.on_opening_edge(key, edge.closed.then_some(edge.key));
         }
         let result = conn.on_socket(&mut self.io, edge);
         self.after_socket(key, result);

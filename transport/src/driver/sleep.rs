@@ -12,9 +12,6 @@ const BUSY_ARMS: u32 = 1000;
 const NAP: Duration = Duration::from_millis(1);
 /// The shortest sleep of the detector.
 const SHORTEST: Duration = Duration::from_millis(1);
-/// What the detector finds in UCX counts as lost if nothing announces it for so long: between its arrival and its announcement the
-/// kernel may be kept from running.
-const GRACE: Duration = Duration::from_millis(50);
 /// A worker's descriptor that stays ready although progress finds nothing is believed this often in a row.
 const USELESS_EDGES: u32 = 3;
 
@@ -146,11 +143,17 @@ impl Core {
     /// The safety timeout ended a sleep: is there work that nothing announced? What UCX has got just now announces itself,
     /// so the poller is asked before and after. What is in the queues was looked at while the state still said asleep.
     fn detect(&mut self, lost: bool) {
-        if !lost && (self.has_edges_within(Duration::ZERO) || !self.progress() || self.has_edges_within(GRACE)) {
+        if !lost && (self.has_edges_within(Duration::ZERO) || !self.progress() || self.has_edges_within(self.grace())) {
             return;
         }
         self.io.shared.counters.wake_detector_hits.add(1);
         tracing::error!(dispatcher = self.io.shared.id, queued = lost, "a wake-up was lost: please report this");
+    }
+
+    /// What the detector finds counts as lost if nothing announces it for so long: between its arrival and its announcement
+    /// another thread, or the kernel, may be kept from running.
+    fn grace(&self) -> Duration {
+        self.io.shared.config.detector / 2
     }
 
     /// Whether the poller has something, or gets it in time. What it has stays for the next turn.

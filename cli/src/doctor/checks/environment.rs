@@ -54,7 +54,7 @@ const KNOWN: &[&str] = &[
 pub(super) fn check(seen: &Seen<'_>) -> Vec<Finding> {
     let mut found = ours(seen);
     found.extend(unused(seen));
-    let single = [peer_failure, keepalive, segments, memory_events, connecting, log_level, aliases, conf];
+    let single = [peer_failure, keepalive, segments, memory_events, connecting, syn_count, log_level, aliases, conf];
     found.extend(single.iter().filter_map(|check| check(seen)));
     found
 }
@@ -97,9 +97,15 @@ fn unused(seen: &Seen<'_>) -> Vec<Finding> {
     // Our defaults for transports that are not there are in that list, too: those are nobody's mistake.
     let names = names.map(str::trim).filter(|name| seen.machine.env(name).is_some());
     let finding = |name: &str| {
+        let nearest = nearest(name, KNOWN);
+        if nearest.is_some_and(|(_, distance)| distance == 0) {
+            return Finding::info("unused", format!("UCX knows {name} and does not use it"))
+                .costs("nothing, unless it was meant to act: its transport is not in use (UCX_TLS, UCX_NET_DEVICES, no device)")
+                .mend(format!("unset {name}, or what keeps the transport out"));
+        }
         let finding = Finding::warning("misspelt", format!("UCX does not use {name}"));
-        match nearest(name, KNOWN) {
-            Some((meant, distance)) if distance > 0 && distance <= 2 => finding
+        match nearest {
+            Some((meant, distance)) if distance <= 2 => finding
                 .costs("a setting that does nothing: the name is misspelt")
                 .mend(format!("did you mean {meant}? unset {name}")),
             _ => finding
@@ -200,6 +206,18 @@ fn connecting(seen: &Seen<'_>) -> Option<Finding> {
     Some(
         Finding::warning("tcp-connect", format!("{name}={value}"))
             .costs("an unreachable peer stops a whole dispatcher until the kernel gives up: two minutes")
+            .mend(format!("unset {name}")),
+    )
+}
+
+/// Reading this setting, UCX 1.13.1 writes over the one beside it, and then makes no worker with tcp among its transports.
+fn syn_count(seen: &Seen<'_>) -> Option<Finding> {
+    let name = "UCX_TCP_SYN_CNT";
+    let value = seen.machine.env(name).filter(|value| *value != "auto")?;
+    seen.library().filter(|library| library.version < (1, 14, 0))?;
+    Some(
+        Finding::error("tcp-syn-count", format!("{name}={value} with UCX 1.13"))
+            .costs("UCX 1.13 cannot use tcp then (Invalid memory pool parameters): all goes over TCP without UCX, ucx:// is refused")
             .mend(format!("unset {name}")),
     )
 }

@@ -23,6 +23,13 @@ fn is_shared(lane: &str) -> bool {
 
 fn here(seen: &Seen<'_>, facts: &Facts) -> Option<Finding> {
     let link = &facts.loopback;
+    if let Some(error) = link.error.as_ref().filter(|error| error.starts_with("timed out")) {
+        return Some(
+            Finding::error("lanes", format!("two workers of one process do not connect in time: {error}"))
+                .costs("programs that connect over UCX on this host run into the same deadline")
+                .mend("wait until the machine is less busy, and look again; UCX_TLS with fewer transports connects faster"),
+        );
+    }
     if let Some(error) = &link.error {
         return Some(
             Finding::error("lanes", format!("two workers of one process cannot connect: {error}"))

@@ -10,9 +10,12 @@ pub(super) fn check(seen: &Seen<'_>) -> Vec<Finding> {
         let said = log.iter().rfind(|line| line.level == "ERROR" || line.level == "FATAL");
         let said = said.map_or_else(String::new, |line| format!("; it said: {}", line.text));
         found.push(
-            Finding::error("ucx-crash", format!("a process that uses UCX with these settings was {ended}{said}"))
-                .costs("programs on this machine can end the same way")
-                .mend("unset the UCX_* variables one by one; UCRPC_UCX_LIBRARY=none keeps programs off UCX until then"),
+            Finding::error(
+                "ucx-crash",
+                format!("a process that uses UCX with these settings ended badly: {ended}{said}"),
+            )
+            .costs("programs on this machine can end the same way")
+            .mend("unset the UCX_* variables one by one; UCRPC_UCX_LIBRARY=none keeps programs off UCX until then"),
         );
     }
     let Some(facts) = seen.facts() else { return found };

@@ -1,8 +1,8 @@
 //! Whether a sleeping worker is woken: a rally between two threads, each of which sleeps on its worker's descriptor.
 //!
 //! Over verbs it is not enough to sleep once `ucp_worker_arm` has said yes, and on Soft-RoCE one more progress at once is not enough
-//! either (`docs/rdma.md`). This counts how often each ritual is not woken. It runs in a guest of `cargo xtask rdma-vm`:
-//! `UCRPC_TEST_RDMA=1 <the test binary> --ignored ucx::tests::lost`
+//! either (`docs/rdma.md`). This counts how often each ritual is not woken. `ci/rdma-guest.sh` runs it over verbs; over tcp:
+//! `UCX_TLS=tcp UCRPC_TEST_UCX_SCENARIO=rally <the test binary> --exact ucx::tests::child --ignored --nocapture`
 
 use std::os::fd::AsFd;
 
