@@ -3,7 +3,7 @@
 set -u
 export UCRPC_TEST_RDMA=1 UCRPC_TEST_PEER=node UCX_NET_DEVICES=rxe0:1 UCX_TLS=$2
 peer=$1/two_process port=7471 share=$RDMA_VM_SHARE
-patient='connect_timeout_ms=30000 prove_timeout_ms=29000'
+patient='connect_timeout_ms=120000 prove_timeout_ms=110000'
 wait_for() { # FILE PATTERN SECONDS
     local n=0
     until grep -q "$2" "$1" 2>/dev/null; do
@@ -14,7 +14,7 @@ wait_for() { # FILE PATTERN SECONDS
 }
 if [ "$RDMA_VM_NODE" = 0 ]; then
     (echo "listen ucx://10.77.0.1:$port mode=echo $patient"; sleep 600) | "$peer" >/run/server 2>&1 &
-    wait_for /run/server '^@listening.*ok=true' 60
+    wait_for /run/server '^@listening.*ok=true' 150
     : >"$share/listening"
     while [ ! -e "$share/echoed" ]; do sleep 0.1; done
     echo c >/proc/sysrq-trigger
@@ -27,20 +27,20 @@ while [ ! -e "$share/listening" ]; do sleep 0.1; done
     while [ ! -e /run/ended ]; do sleep 0.2; done
     echo 'balance within_ms=20000'
     echo "connect auto://10.77.0.1:$port connect_timeout_ms=3000"
-    sleep 8
+    while ! grep -q '^@connected.*ok=false' /run/client; do sleep 0.3; done
     echo quit
 ) | "$peer" >/run/client 2>&1 &
 client=$!
-wait_for /run/client '^@connected.*ok=true' 60
-wait_for /run/client '^@echoed' 60
+wait_for /run/client '^@connected.*ok=true' 150
+wait_for /run/client '^@echoed' 150
 sleep 1
 start=$SECONDS
 sent=$(cat /sys/class/infiniband/rxe0/ports/1/hw_counters/sent_pkts)
 : >"$share/echoed"
-wait_for /run/client '^@ended' 20
+wait_for /run/client '^@ended' 60
 : >/run/ended
-wait_for /run/client '^@balance.*ok=true' 40
-wait_for /run/client '^@connected.*ok=false' 20
+wait_for /run/client '^@balance.*ok=true' 60
+wait_for /run/client '^@connected.*ok=false' 60
 wait $client
 status=$?
 field() { grep -m1 "^@$1" /run/client | tr '\t' '\n' | sed -n "s/^$2=//p"; }
