@@ -20,6 +20,6 @@ ci/rdma-vm.sh --mem 2048 --timeout $limit -- bash "$PWD/ci/rdma-guest.sh" "$shar
 [ "${UCRPC_RDMA_SUITES:-all}" = all ] || exit 0
 for tls in rc ud_verbs; do
     rm -f "$share/listening" "$share/echoed"
-    ci/rdma-vm.sh --nodes 2 --may-crash 0 --mem 1024 --timeout 240 --share "$share" -- \
+    ci/rdma-vm.sh --nodes 2 --may-crash 0 --mem 1024 --timeout 600 --share "$share" -- \
         bash "$PWD/ci/rdma-nodes.sh" "$share/bin" "$tls" | sed 's/^\[1\] rdma:/rdma:/'
 done

@@ -20,6 +20,7 @@ mod context;
 mod endpoint;
 mod event;
 pub(crate) mod inspect;
+mod memlock;
 mod op;
 mod returns;
 mod sockets;

@@ -4,7 +4,7 @@ use std::{any::Any, ffi::c_void, mem, path::Path, ptr, sync::OnceLock};
 
 use ucx_sys::{self as sys, LoadError, Ucx, ucp_context_h};
 
-use super::status;
+use super::{memlock, status};
 use crate::{
     error::{Error, FallbackReason},
     memory::Registrar,
@@ -56,6 +56,9 @@ impl Context {
         if crashes(ucx.version(), &mem_events) {
             let (major, minor, _) = ucx.version();
             let text = format!("ucx {major}.{minor} crashes with UCX_MEM_EVENTS={mem_events}: set it to y");
+            return Err(FallbackReason::NoLibrary(text.into()));
+        }
+        if let Some(text) = memlock::refusal() {
             return Err(FallbackReason::NoLibrary(text.into()));
         }
         let handle = init(ucx).map_err(|error| FallbackReason::NoLibrary(error.to_string().into()))?;
