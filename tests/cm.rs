@@ -34,6 +34,7 @@ const CASES: &[(&str, fn())] = &[
     ("framer", framer),
     ("killed", killed),
     ("stopped", stopped),
+    ("stopped_in_transfer", stopped_in_transfer),
     ("refused", refused),
     ("connect_timeout", connect_timeout),
     ("turned_away", turned_away),
@@ -464,6 +465,43 @@ fn stopped() {
     assert_eq!(end.kind(), ErrorKind::TimedOut, "{end}");
     assert!(start.elapsed() < Duration::from_secs(6), "{:?}", start.elapsed());
     peer.signal(rustix::process::Signal::CONT);
+    drop(connection);
+    at_rest(&client);
+    client.shutdown();
+}
+
+/// With frames of a megabyte under way both ways: the same deadline.
+fn stopped_in_transfer() {
+    let peer = Peer::start();
+    let client = dispatcher("client");
+    let mut connection = client.connect(&peer.address, ConnectionConfig::default()).blocking().unwrap();
+    let sender = connection.sender();
+    let body = random_bytes(1, 1 << 20);
+    let sending = std::thread::spawn(move || {
+        loop {
+            match sender.send(Frame { head: Bytes::new(), body: body.clone().into() }) {
+                Ok(_) => {}
+                Err(SendError::Full(_)) => std::thread::sleep(Duration::from_millis(1)),
+                Err(_) => break,
+            }
+        }
+    });
+    for _ in 0..20 {
+        assert_eq!(connection.recv_blocking().unwrap().head.len(), 1 << 20);
+    }
+    peer.signal(rustix::process::Signal::STOP);
+    let start = Instant::now();
+    let end = loop {
+        match connection.recv_blocking() {
+            Ok(_) => {}
+            Err(end) => break end,
+        }
+    };
+    assert_eq!(end.kind(), ErrorKind::TimedOut, "{end}");
+    assert!(start.elapsed() < Duration::from_millis(3500), "{:?}", start.elapsed());
+    sending.join().unwrap();
+    // It is dead to us; its process may go as well.
+    drop(peer);
     drop(connection);
     at_rest(&client);
     client.shutdown();

@@ -325,6 +325,7 @@ fn dependencies_point_one_way() {
         ("transport/Cargo.toml", &["ucrpc-rpc", "ucrpc-build", "prost"]),
         ("rpc/Cargo.toml", &["ucx-sys", "mio"]),
         ("codegen/Cargo.toml", &["ucx-sys", "ucrpc-transport"]),
+        ("cli/Cargo.toml", &["ucx-sys", "ucrpc-rpc", "ucrpc-transport", "mio"]),
     ] {
         let text = manifest(path);
         let (_, dependencies) = text.split_once("\n[dependencies]").unwrap_or(("", ""));

@@ -5,6 +5,7 @@ mod attempts;
 mod builder;
 mod calls;
 mod conn;
+mod info;
 mod landings;
 mod lane;
 mod opening;

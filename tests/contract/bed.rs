@@ -53,6 +53,21 @@ pub const BACKENDS: &[Backend] = &[
     },
 ];
 
+/// UCX over verbs; run in a guest of `cargo xtask rdma-vm`, where a missing device is a failure. One device for both sides:
+/// with two, UCX would use both.
+pub const RDMA_BACKENDS: &[Backend] = &[
+    ucx("ucx-rc", &[("UCX_TLS", "rc"), ("UCX_NET_DEVICES", "rxe0:1")], ANY_PORT_UCX, "rc_verbs/rxe0"),
+    ucx("ucx-ud", &[("UCX_TLS", "ud_verbs"), ("UCX_NET_DEVICES", "rxe0:1")], ANY_PORT_UCX, "ud_verbs/rxe0"),
+];
+
+/// The detector's time in a guest: a virtual CPU that is kept from running delays the interrupt that announces a completion.
+const IN_A_GUEST: Duration = Duration::from_secs(1);
+
+/// Those of this run: `UCRPC_TEST_RDMA` asks for verbs.
+pub fn backends() -> &'static [Backend] {
+    if std::env::var_os("UCRPC_TEST_RDMA").is_some() { RDMA_BACKENDS } else { BACKENDS }
+}
+
 const fn ucx(
     name: &'static str,
     environment: &'static [(&'static str, &'static str)],
@@ -65,6 +80,10 @@ const fn ucx(
 impl Backend {
     pub fn is_ucx(&self) -> bool {
         self.carrier == Carrier::Ucx
+    }
+
+    pub fn is_verbs(&self) -> bool {
+        RDMA_BACKENDS.iter().any(|b| b.name == self.name)
     }
 
     pub fn is_stream(&self) -> bool {
@@ -115,7 +134,9 @@ impl Bed {
 
     pub fn with(backend: &'static Backend, server: &DispatcherConfig, client: &DispatcherConfig) -> Self {
         let spawn = |config: &DispatcherConfig, name: &str| {
-            Dispatcher::spawn(DispatcherConfig { name: name.to_owned(), ..config.clone() }).expect("dispatcher")
+            let detector = if backend.is_verbs() { IN_A_GUEST } else { config.detector };
+            Dispatcher::spawn(DispatcherConfig { name: name.to_owned(), detector, ..config.clone() })
+                .expect("dispatcher")
         };
         Self { backend, server: spawn(server, "server"), client: spawn(client, "client") }
     }

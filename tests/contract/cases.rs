@@ -12,6 +12,8 @@ mod places;
 mod planner;
 mod sizes;
 mod soak;
+mod stall;
+mod verbs;
 mod wire;
 
 use crate::bed::Bed;
@@ -24,6 +26,8 @@ pub enum On {
     Streams,
     /// What has a socket: all but mem.
     Sockets,
+    /// UCX over RDMA devices.
+    Verbs,
 }
 
 /// One promise of the transport.
@@ -62,8 +66,10 @@ pub fn all() -> impl Iterator<Item = &'static Case> {
         wire::CASES,
         foreign::CASES,
         pipe::CASES,
+        stall::CASES,
         places::CASES,
         many::CASES,
+        verbs::CASES,
         soak::CASES,
     ];
     themes.into_iter().flatten()

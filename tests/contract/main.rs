@@ -20,7 +20,7 @@ use std::{
 use libtest_mimic::{Arguments, Failed};
 
 use self::{
-    bed::{BACKENDS, Backend, Bed},
+    bed::{Backend, Bed, backends},
     cases::{Case, On},
 };
 
@@ -34,7 +34,7 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // Two cores: more processes at once only make each other's deadlines late.
     arguments.test_threads = Some(arguments.test_threads.unwrap_or(2).min(2));
-    let pairs = BACKENDS.iter().flat_map(|b| cases::all().map(move |c| (b, c)));
+    let pairs = backends().iter().flat_map(|b| cases::all().map(move |c| (b, c)));
     let trials = pairs.filter(|(backend, case)| is_for(backend, case)).map(|(backend, case)| {
         let name = format!("{}/{}", backend.name, case.name);
         retry::trial(name.clone(), move || parent(backend, &name))
@@ -48,6 +48,7 @@ fn is_for(backend: &Backend, case: &Case) -> bool {
         On::All => true,
         On::Streams => backend.is_stream(),
         On::Sockets => backend.is_stream() || backend.is_ucx(),
+        On::Verbs => backend.is_verbs(),
     };
     carrier && (case.on_auto || !backend.name.starts_with("auto"))
 }
@@ -71,7 +72,7 @@ fn parent(backend: &Backend, name: &str) -> Result<(), Failed> {
 
 fn child(name: &str) -> ExitCode {
     let (backend, case) = name.split_once('/').expect("backend/case");
-    let backend = BACKENDS.iter().find(|b| b.name == backend).expect("a known backend");
+    let backend = backends().iter().find(|b| b.name == backend).expect("a known backend");
     let case = cases::all().find(|c| c.name == case).expect("a known case");
     let longer = tools::soak_seconds().map_or(Duration::ZERO, |soak| soak * 10 + Duration::from_secs(900));
     let patience = Duration::from_secs(120) + longer;

@@ -23,7 +23,7 @@ use std::process::{Command, ExitCode};
 
 use libtest_mimic::{Arguments, Failed};
 
-use self::bed::{BACKENDS, Backend, Case};
+use self::bed::{Backend, Case, backends};
 
 /// Names the case that a child process runs: `backend/case`.
 const CHILD: &str = "UCRPC_CHILD";
@@ -36,11 +36,11 @@ fn main() -> ExitCode {
     // Two cores: more processes at once only make each other's deadlines late.
     arguments.test_threads = Some(arguments.test_threads.unwrap_or(2).min(2));
     let everywhere =
-        BACKENDS.iter().flat_map(|backend| EVERYWHERE.iter().copied().flatten().map(move |case| (backend, case)));
-    let raw = BACKENDS.iter().filter(|backend| backend.name == "tcp");
+        backends().iter().flat_map(|backend| EVERYWHERE.iter().copied().flatten().map(move |case| (backend, case)));
+    let raw = backends().iter().filter(|backend| backend.name == "tcp");
     let raw = raw.flat_map(|backend| hostile::CASES.iter().map(move |case| (backend, case)));
     // UCX 1.13.1 itself crashes now and then when peers die under load: `docs/troubleshooting.md`.
-    let sockets = BACKENDS.iter().filter(|backend| ["tcp", "unix"].contains(&backend.transport));
+    let sockets = backends().iter().filter(|backend| ["tcp", "unix"].contains(&backend.transport));
     let sockets = sockets.flat_map(|backend| stress::ON_SOCKETS.iter().map(move |case| (backend, case)));
     let trials = everywhere.chain(raw).chain(sockets).map(|(backend, (case, _))| {
         let (backend, name) = (*backend, format!("{}/{case}", backend.name));
@@ -68,7 +68,7 @@ fn parent(backend: &Backend, name: &str) -> Result<(), Failed> {
 
 fn child(name: &str) -> ExitCode {
     let (backend, case) = name.split_once('/').expect("backend/case");
-    let backend = BACKENDS.iter().find(|b| b.name == backend).expect("a known backend");
+    let backend = backends().iter().find(|b| b.name == backend).expect("a known backend");
     let mut cases = EVERYWHERE.iter().copied().flatten().chain(hostile::CASES).chain(stress::ON_SOCKETS);
     let (_, run) = cases.find(|(n, _)| *n == case).expect("a known case");
     let watchdog = std::time::Duration::from_secs(150);

@@ -16,6 +16,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         crate::retry::trial("connect/unknown-name", unknown_name),
         crate::retry::trial("connect/timeout", timeout),
         crate::retry::trial("connect/several-addresses", several_addresses),
+        crate::retry::trial("connect/an-address-that-drops", an_address_that_drops),
         crate::retry::trial("listen/errors", listen_errors),
         crate::retry::trial("listen/no-descriptors", no_descriptors),
     ]
@@ -116,6 +117,36 @@ fn several_addresses() -> Outcome {
     Ok(())
 }
 
+/// The first address of a name drops all packets: the second is tried long before the time is over.
+fn an_address_that_drops() -> Outcome {
+    let net = Net::new();
+    net.hosts_file(Host::A, "127.0.0.1 localhost\n10.77.0.2 two\n10.77.1.2 two\n10.77.0.2 late\n10.77.1.99 late\n");
+    let mut server = Peer::start_in(Some(&net.host(Host::B)), "server", &[NO_UCX]);
+    let address = server.listen("auto://0.0.0.0:0 mode=echo");
+    let port = address.rsplit_once(':').expect("a port").1.to_owned();
+    net.know_neighbour(0);
+    net.drop_packets(0, true);
+    let mut client = Peer::start_in(Some(&net.host(Host::A)), "client", &[NO_UCX]);
+    for (scheme, timeout) in [("tcp", 5000), ("auto", 5000), ("tcp", 400)] {
+        let line = client.connect(&format!("{scheme}://two:{port} mode=ping connect_timeout_ms={timeout}"));
+        println!("{scheme}, {timeout} ms at most: open after {} ms", line.get("ms"));
+        assert!(line.number("ms") >= timeout.min(400) / 2 - 50, "the first address was not tried: {line:?}");
+        assert!(line.number("ms") < 2000, "{line:?}");
+        client.expect_of("echoed", line.get("id"));
+        client.say(&format!("close {}", line.get("id")));
+        assert_eq!(client.expect("closed").get("ok"), "true");
+        client.expect("ended");
+    }
+    // One drops, the other does not exist: nothing is left to wait for but the deadline.
+    let line = fails(&mut client, &format!("tcp://late:{port} connect_timeout_ms=1000"), "TimedOut", "");
+    assert!((1000..3000).contains(&line.number("ms")), "{line:?}");
+    client.check_balance();
+    client.quit();
+    server.check_balance();
+    server.quit();
+    Ok(())
+}
+
 fn listen_errors() -> Outcome {
     let mut server = Peer::start("server", &[NO_UCX]);
     let used = server.listen("tcp://127.0.0.1:0 mode=echo");
@@ -155,7 +186,7 @@ fn no_descriptors() -> Outcome {
         client.say(&format!("connect {address} mode=ping connect_timeout_ms=20000"));
     }
     client.expect("connected");
-    let deadline = std::time::Instant::now() + crate::process::SOON;
+    let deadline = std::time::Instant::now() + *crate::process::SOON;
     while server.stat("accept_pauses") == 0 {
         assert!(std::time::Instant::now() < deadline, "the server never ran out of descriptors");
     }

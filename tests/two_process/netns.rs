@@ -124,6 +124,33 @@ impl Net {
         }
     }
 
+    /// Sets the MTU of a network: of both ends, and of the switch between them.
+    pub(crate) fn set_mtu(&self, link: u32, mtu: u32) {
+        for (port, host) in [("a", Host::A), ("b", Host::B)] {
+            ip(&format!("-n {} link set eth{link} mtu {mtu}", self.host(host)));
+            ip(&format!("-n {} link set {port}{link} mtu {mtu}", self.switch()));
+        }
+        ip(&format!("-n {} link set br{link} mtu {mtu}", self.switch()));
+    }
+
+    /// Has a host send what it has to say to the other's address on `eth0` by another link.
+    pub(crate) fn answer_by(&self, host: Host, link: u32) {
+        let (own, other) = if host == Host::A { (1, 2) } else { (2, 1) };
+        for host in [Host::A, Host::B] {
+            let filter = "for f in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 0 >$f; done";
+            let output = Command::new("ip").args(["netns", "exec", &self.host(host), "sh", "-c", filter]).output();
+            assert!(output.is_ok_and(|o| o.status.success()), "rp_filter");
+        }
+        ip(&format!("-n {} route add 10.77.0.{other}/32 dev eth{link} src 10.77.0.{own}", self.host(host)));
+    }
+
+    /// Packets that a host has sent by a link.
+    pub(crate) fn packets_sent(&self, host: Host, link: u32) -> u64 {
+        let path = format!("/sys/class/net/eth{link}/statistics/tx_packets");
+        let output = try_ip(&format!("netns exec {} cat {path}", self.host(host)));
+        String::from_utf8_lossy(&output.stdout).trim().parse().expect("a number")
+    }
+
     /// Gives a host an `/etc/hosts` of its own.
     pub(crate) fn hosts_file(&self, host: Host, text: &str) {
         let folder = format!("/etc/netns/{}", self.host(host));

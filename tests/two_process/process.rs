@@ -6,7 +6,7 @@ use std::{
     io::{BufRead, BufReader, Write},
     process::{Child, ChildStdin, Command, Stdio},
     sync::{
-        Arc, Mutex,
+        Arc, LazyLock, Mutex,
         mpsc::{Receiver, RecvTimeoutError, channel},
     },
     time::{Duration, Instant},
@@ -18,7 +18,8 @@ use rustix::process::{Pid, Signal, kill_process};
 pub(crate) const ROLE: &str = "UCRPC_TEST_PEER";
 
 /// How long anything may take that should be quick, on a machine that is busy.
-pub(crate) const SOON: Duration = Duration::from_secs(20);
+pub(crate) static SOON: LazyLock<Duration> =
+    LazyLock::new(|| Duration::from_secs(if std::env::var_os("UCRPC_TEST_RDMA").is_some() { 90 } else { 20 }));
 
 /// Environment of a peer.
 pub(crate) type Env<'a> = &'a [(&'a str, &'a str)];
@@ -77,16 +78,18 @@ impl Peer {
 
     /// Starts one in a network namespace.
     pub(crate) fn start_in(namespace: Option<&str>, name: &'static str, env: Env<'_>) -> Self {
+        // `ip` replaces itself by the program, so that the process id is the peer's.
+        let by: Vec<&str> = namespace.map_or(Vec::new(), |namespace| vec!["ip", "netns", "exec", namespace]);
+        Self::start_by(&by, name, env)
+    }
+
+    /// Starts one by another program, whose last argument is the peer's.
+    pub(crate) fn start_by(by: &[&str], name: &'static str, env: Env<'_>) -> Self {
         let me = std::env::current_exe().expect("own path");
-        let mut command = match namespace {
-            // `ip` replaces itself by the program, so that the process id is the peer's.
-            Some(namespace) => {
-                let mut command = Command::new("ip");
-                command.args(["netns", "exec", namespace]);
-                if std::env::var_os("DBG_VG").is_some() {
-                    command.args(["valgrind", "--num-callers=25", "--error-limit=no"]);
-                }
-                command.arg(me);
+        let mut command = match by.split_first() {
+            Some((program, arguments)) => {
+                let mut command = Command::new(program);
+                command.args(arguments).arg(me);
                 command
             }
             None => Command::new(me),
@@ -136,7 +139,7 @@ impl Peer {
 
     /// Waits for what it says next under `name`; what it says meanwhile is kept.
     pub(crate) fn expect(&mut self, name: &str) -> Line {
-        self.expect_within(name, SOON)
+        self.expect_within(name, *SOON)
     }
 
     /// As [`Peer::expect`], with another deadline.
@@ -146,12 +149,12 @@ impl Peer {
 
     /// As [`Peer::expect`], for the connection `id`.
     pub(crate) fn expect_of(&mut self, name: &str, id: &str) -> Line {
-        self.expect_where(name, SOON, |line| line.name == name && line.get("id") == id)
+        self.expect_where(name, *SOON, |line| line.name == name && line.get("id") == id)
     }
 
     /// As [`Peer::expect`], for whatever of several comes first.
     pub(crate) fn expect_any(&mut self, names: &[&str]) -> Line {
-        self.expect_where(&names.join(" or "), SOON, |line| names.contains(&line.name.as_str()))
+        self.expect_where(&names.join(" or "), *SOON, |line| names.contains(&line.name.as_str()))
     }
 
     fn expect_where(&mut self, name: &str, within: Duration, is_it: impl Fn(&Line) -> bool) -> Line {
@@ -211,7 +214,7 @@ impl Peer {
     pub(crate) fn stop(&self) -> u64 {
         let at = now_us();
         self.signal(Signal::STOP);
-        let deadline = Instant::now() + SOON;
+        let deadline = Instant::now() + *SOON;
         while !self.stands_still() {
             assert!(Instant::now() < deadline, "a process does not stop");
             std::thread::sleep(Duration::from_millis(1));
@@ -270,7 +273,7 @@ impl Peer {
     /// Lets it end by itself, which it must do well.
     pub(crate) fn quit(mut self) {
         self.say("quit");
-        let deadline = Instant::now() + SOON;
+        let deadline = Instant::now() + *SOON;
         loop {
             match self.child.try_wait().expect("wait") {
                 Some(status) if status.success() => return,

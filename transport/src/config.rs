@@ -29,16 +29,16 @@ impl Default for WaitPolicy {
 /// How a silent peer is found out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Keepalive {
-    /// A peer that was silent for this long is asked for a sign of life. Default: 750 ms.
+    /// A peer that was silent for this long is asked for a sign of life. Default: 600 ms.
     pub interval: Duration,
-    /// A peer that was silent for this long is gone. Default: 2500 ms, so that with the interval's slack the
-    /// application hears of it within 3 s.
+    /// A peer that was silent for this long is gone. Default: 2300 ms, so that the application hears of it
+    /// within 3 s even if this side is busy.
     pub deadline: Duration,
 }
 
 impl Default for Keepalive {
     fn default() -> Self {
-        Self { interval: Duration::from_millis(750), deadline: Duration::from_millis(2500) }
+        Self { interval: Duration::from_millis(600), deadline: Duration::from_millis(2300) }
     }
 }
 
@@ -176,7 +176,8 @@ pub struct ListenConfig {
     /// Connections that are open and not yet taken with `accept`; at the limit the listener stops accepting.
     /// Default: 1024.
     pub accept_queue: usize,
-    /// Connections that are still shaking hands; at the limit the listener stops accepting. Default: 1024.
+    /// Connections that are still shaking hands; at the limit the listener stops accepting, and those that have taken more than
+    /// a second give way to newcomers, the oldest first. Default: 1024.
     pub max_handshakes: usize,
     /// Whether clients may negotiate UCX here. Default: yes.
     pub ucx: bool,

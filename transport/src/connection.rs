@@ -31,7 +31,8 @@ pub(crate) use self::{
 use crate::{
     Body, Error, ErrorKind, FallbackReason, Frame, Result, SendError,
     config::ConnectionConfig,
-    dispatcher, driver,
+    dispatcher,
+    driver::{self, Here},
     event::pipe::ReadyPipe,
     queue::{self, Limits, PushError},
     stats::ConnectionStats,
@@ -93,6 +94,13 @@ impl Connection {
         if let Some(frame) = self.pop() {
             return Ok(Some(frame));
         }
+        if self.sender.shared().reads_here.load(Ordering::Relaxed) {
+            match driver::take_here(self.sender.shared()) {
+                Here::Frame(frame) => return Ok(Some(self.taken(frame))),
+                Here::Nothing => {}
+                Here::Elsewhere => self.read_elsewhere(),
+            }
+        }
         match self.sender.shared().end() {
             None => Ok(None),
             // The end was published after the last frame: look once more.
@@ -103,6 +111,15 @@ impl Connection {
         }
     }
 
+    /// Tells the dispatcher that frames are taken on another thread from now on: what it has kept for a reader on its
+    /// own comes over.
+    #[cold]
+    fn read_elsewhere(&self) {
+        let shared = self.sender.shared();
+        shared.reads_here.store(false, Ordering::Release);
+        shared.announce();
+    }
+
     /// Polls for the next frame; what [`Connection::recv`] is made of.
     ///
     /// # Errors
@@ -111,7 +128,16 @@ impl Connection {
         if let Some(frame) = self.pop() {
             return Poll::Ready(Ok(frame));
         }
+        match driver::poll_here(self.sender.shared(), cx.waker()) {
+            Here::Frame(frame) => return Poll::Ready(Ok(self.taken(frame))),
+            // The connection can't have ended: that happens on this thread, and takes the inbox away.
+            Here::Nothing => return Poll::Pending,
+            Here::Elsewhere => {}
+        }
         self.sender.shared().reader.register(cx.waker());
+        if self.sender.shared().reads_here.load(Ordering::Relaxed) {
+            self.read_elsewhere();
+        }
         match self.try_recv() {
             Ok(Some(frame)) => Poll::Ready(Ok(frame)),
             Ok(None) => Poll::Pending,
@@ -135,6 +161,12 @@ impl Connection {
     #[inline]
     fn pop(&mut self) -> Option<Frame> {
         let frame = self.receive.pop()?;
+        Some(self.taken(frame))
+    }
+
+    /// Counts a frame that the application gets.
+    #[inline]
+    fn taken(&mut self, frame: Frame) -> Frame {
         let shared = self.sender.shared();
         let bytes = frame.len();
         // Only this receiver writes these two, so a plain load and store do. The bytes go first: whoever sees a frame
@@ -150,7 +182,7 @@ impl Connection {
             (self.untold_frames, self.untold_bytes) = (0, 0);
             shared.announce();
         }
-        Some(frame)
+        frame
     }
 }
 
@@ -364,7 +396,7 @@ impl Sender {
     }
 
     /// Which side keeps the connection from moving, if something has waited since the keepalive timer last looked
-    /// (750 ms by default) and nothing has moved. `None` without a keepalive.
+    /// (600 ms by default) and nothing has moved. `None` without a keepalive.
     pub fn stalled(&self) -> Option<Stall> {
         self.shared().stall()
     }
@@ -403,11 +435,9 @@ impl Sender {
             let error = Error::new(ErrorKind::Invalid, "a pending body can't be sent: fetch it first");
             return Err(SendError::Invalid(outgoing.into_frame(), error));
         }
-        let outgoing = match driver::send_at_once(shared, outgoing, len) {
-            Ok(()) => return Ok(()),
-            Err(outgoing) => outgoing,
-        };
-        self.enqueue(outgoing, len)
+        let mut outgoing = Some(outgoing);
+        driver::send_at_once(shared, &mut outgoing, len);
+        outgoing.map_or(Ok(()), |outgoing| self.enqueue(outgoing, len))
     }
 
     fn enqueue(&self, outgoing: Outgoing, len: u64) -> Result<(), SendError> {

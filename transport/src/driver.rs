@@ -8,9 +8,11 @@ mod cm_frames;
 mod cm_link;
 mod cm_open;
 mod conn;
+mod crowd;
 mod dial;
 mod end;
 mod events;
+mod inbox;
 mod io;
 mod mem_link;
 mod opening;
@@ -44,6 +46,7 @@ pub(crate) use self::{
     accept::{ListenSocket, ListenerShared, register_mem},
     cm_open::{CmListen, listen as listen_cm},
     conn::ConnCore,
+    inbox::{Here, poll_here, take_here},
     io::Io,
     mem_link::MemParty,
     send::{Pumped, SendHalf},
@@ -74,6 +77,8 @@ pub(crate) enum Command {
     Unlisten { listener: Arc<ListenerShared> },
     /// The listener has room again.
     ResumeAccept { listener: Arc<ListenerShared> },
+    /// The listener is full of handshakes: some of this dispatcher's are to give way.
+    MakeWay { listener: Arc<ListenerShared> },
     /// A socket that another dispatcher accepted for this one.
     Adopt { listener: Arc<ListenerShared>, stream: tcp::Stream },
     /// A connection from another party of this process.
@@ -108,6 +113,7 @@ impl Command {
             Self::ListenCm { .. }
             | Self::Unlisten { .. }
             | Self::ResumeAccept { .. }
+            | Self::MakeWay { .. }
             | Self::Pipe { .. }
             | Self::CancelSleep(_)
             | Self::Spawn(_) => {}
@@ -175,16 +181,16 @@ pub fn spawn_local(future: impl Future<Output = ()> + 'static) -> Result<()> {
     }
 }
 
-/// Sends without a queue where that keeps the order: on the dispatcher's own thread, or on an idle TCP connection.
-#[inline]
-pub(crate) fn send_at_once(shared: &connection::Shared, outgoing: Outgoing, len: u64) -> Result<(), Outgoing> {
+/// Sends without a queue where that keeps the order: on the dispatcher's own thread, or on an idle TCP connection. What was not sent is left where it is: frames are large to be handed to and fro.
+pub(crate) fn send_at_once(shared: &connection::Shared, outgoing: &mut Option<Outgoing>, len: u64) {
     if is_current(shared.dispatcher.id) {
-        CURRENT.with_borrow(|current| match current.as_ref().map(|c| c.core.try_borrow_mut()) {
-            Some(Ok(mut core)) => core.send_now(shared, outgoing, len),
-            _ => Err(outgoing),
-        })
+        CURRENT.with_borrow(|current| {
+            if let Some(Ok(mut core)) = current.as_ref().map(|c| c.core.try_borrow_mut()) {
+                core.send_now(shared, outgoing, len);
+            }
+        });
     } else {
-        send::by_caller(shared, outgoing, len)
+        send::by_caller(shared, outgoing, len);
     }
 }
 

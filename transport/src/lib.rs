@@ -187,3 +187,4 @@ pub use listener::{Accepting, Listener};
 pub use memory::{AlignedBuf, Pool, PoolBuf, PoolConfig, PoolStats, Purpose, QuotaExceeded, SizeClass};
 pub use plan::{Announcement, Fetch, PendingBody, Planner, RecvPlan};
 pub use stats::{ConnectionStats, DispatcherStats};
+pub use ucx::inspect::{UcxLibrary, UcxReport, UcxResource, UcxSetting, ucx_report};

@@ -208,7 +208,7 @@ impl Pool {
             memory: AlignedBuf::new(size, if size >= PAGE { PAGE } else { 64 }),
         });
         slab.memory.set_len(len);
-        Ok(PoolBuf { slab: Some(slab), class, charged: size as u64, purpose, pool: self.clone() })
+        Ok(PoolBuf(Box::new(Loan { slab: Some(slab), class, charged: size as u64, purpose, pool: self.clone() })))
     }
 
     /// The quota of a purpose, bytes.
@@ -250,7 +250,12 @@ impl fmt::Debug for Pool {
 }
 
 /// A buffer of a [`Pool`]; it goes back when it, or the last `Bytes` made of it, is dropped.
-pub struct PoolBuf {
+pub struct PoolBuf(
+    // Boxed, so that frames, which are moved a lot and seldom have one, stay small.
+    Box<Loan>,
+);
+
+struct Loan {
     slab: Option<Slab>,
     class: Option<usize>,
     charged: u64,
@@ -272,20 +277,20 @@ impl PoolBuf {
     /// The device registration of this memory, made on first use; `None` where no device needs one.
     pub(crate) fn registration(&self) -> Option<&(dyn Any + Send + Sync)> {
         let slab = self.slab();
-        let make = || self.pool.0.registrar.get().and_then(|r| r.register(&slab.memory.memory));
+        let make = || self.0.pool.0.registrar.get().and_then(|r| r.register(&slab.memory.memory));
         slab.registration.get_or_init(make).as_deref()
     }
 
     fn slab(&self) -> &Slab {
-        self.slab.as_ref().expect("slab is taken only in drop")
+        self.0.slab.as_ref().expect("slab is taken only in drop")
     }
 
     fn slab_mut(&mut self) -> &mut Slab {
-        self.slab.as_mut().expect("slab is taken only in drop")
+        self.0.slab.as_mut().expect("slab is taken only in drop")
     }
 }
 
-impl Drop for PoolBuf {
+impl Drop for Loan {
     fn drop(&mut self) {
         let slab = self.slab.take();
         if let (Some(class), Some(slab)) = (self.class, slab) {

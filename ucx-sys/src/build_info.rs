@@ -39,9 +39,7 @@ impl fmt::Display for BuildInfo {
 impl Ucx {
     /// Finds out how the library was built. Reads the library's file (1 to 3 MB): not for the hot path.
     pub fn build_info(&self) -> BuildInfo {
-        let assertions = std::fs::read(self.path())
-            .ok()
-            .map(|bytes| bytes.windows(ASSERTION.len()).any(|window| window == ASSERTION));
+        let assertions = std::fs::read(self.path()).ok().map(|bytes| memchr::memmem::find(&bytes, ASSERTION).is_some());
         let multi_threaded = self.max_thread_level().ok().map(|level| level >= crate::UCS_THREAD_MODE_MULTI);
         let mut plugins: Vec<String> = self
             .path()

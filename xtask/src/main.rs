@@ -6,6 +6,7 @@
 mod bindings;
 mod demo;
 mod need;
+mod rdma_vm;
 mod report;
 mod run;
 mod steps;
@@ -28,8 +29,12 @@ enum Command {
     ///
     /// Exit codes: 0 everything passed, 1 something failed, 2 nothing failed but a required step could not run.
     Test(test::Args),
-    /// Echoes messages between two processes over TCP, Unix sockets and UCX, and prints a table of the latencies
+    /// Compares TCP, Unix sockets and UCX between two processes, beside controls, and prints a table (ucrpc perf compare)
     Demo(demo::Args),
+    /// Runs a command in a guest that has RDMA devices (Soft-RoCE), on this machine's files
+    ///
+    /// Exit codes: the command's; 124 out of time, 125 the guest failed, 126 bad usage or something is missing.
+    RdmaVm(rdma_vm::Args),
     /// Regenerates ucx-sys/src/bindings.rs from the installed UCX 1.13 headers
     Bindings,
 }
@@ -38,6 +43,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Test(args) => test::run(&args),
         Command::Demo(args) => demo::run(&args),
+        Command::RdmaVm(args) => rdma_vm::run(&args),
         Command::Bindings => bindings::run(),
     };
     match result {

@@ -20,6 +20,18 @@ pub(crate) enum Need {
     Iproute,
     /// `nft`, to cut links silently.
     Nftables,
+    /// The providers of libibverbs; UCX loads the library itself.
+    Verbs,
+    /// `qemu-system-x86_64`, for guests with RDMA devices.
+    Qemu,
+    /// A static busybox, the guest's first program.
+    Busybox,
+    /// `cpio`, to pack the guest's first files.
+    Cpio,
+    /// `depmod` and `modprobe`.
+    Kmod,
+    /// `xz`, to unpack the guest's kernel.
+    Xz,
     /// `ucx_perftest`, the control of the benchmarks.
     UcxUtils,
     /// `valgrind`.
@@ -46,6 +58,12 @@ impl Need {
             Self::PkgConfig => Some("pkg-config"),
             Self::Iproute => Some("iproute2"),
             Self::Nftables => Some("nftables"),
+            Self::Verbs => Some("ibverbs-providers"),
+            Self::Qemu => Some("qemu-system-x86"),
+            Self::Busybox => Some("busybox-static"),
+            Self::Cpio => Some("cpio"),
+            Self::Kmod => Some("kmod"),
+            Self::Xz => Some("xz-utils"),
             Self::UcxUtils => Some("ucx-utils"),
             Self::Valgrind => Some("valgrind"),
             Self::Pip => Some("python3-pip"),
@@ -77,6 +95,12 @@ impl Need {
             Self::PkgConfig => works("pkg-config", &["--version"]),
             Self::Iproute => works("ip", &["-Version"]),
             Self::Nftables => works("nft", &["--version"]),
+            Self::Verbs => Path::new("/etc/libibverbs.d").is_dir(),
+            Self::Qemu => works("qemu-system-x86_64", &["--version"]),
+            Self::Busybox => works("busybox", &["true"]),
+            Self::Cpio => works("cpio", &["--version"]),
+            Self::Kmod => works("/sbin/modprobe", &["--version"]),
+            Self::Xz => works("xz", &["--version"]),
             Self::UcxUtils => works("ucx_info", &["-v"]),
             Self::Valgrind => works("valgrind", &["--version"]),
             Self::Pip => works("python3", &["-m", "pip", "--version"]),

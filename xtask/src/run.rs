@@ -27,7 +27,7 @@ impl Line {
         env.collect::<String>() + &self.words.join(" ")
     }
 
-    /// Runs it. Its output goes on to ours; the lines that begin with `test result:` are also returned.
+    /// Runs it. Its output goes on to ours; the lines that begin with `test result:` or `rdma:` are also returned.
     pub(crate) fn run(&self) -> Result<Vec<String>, String> {
         println!("$ {}", self.text());
         let (program, arguments) = self.words.split_first().ok_or("an empty command line")?;
@@ -48,7 +48,7 @@ impl Line {
             let line = line.map_err(|e| format!("reading from {program}: {e}"))?;
             let line = String::from_utf8_lossy(&line);
             println!("{line}");
-            if line.starts_with("test result:") {
+            if line.starts_with("test result:") || line.starts_with("rdma:") {
                 results.push(line.into_owned());
             }
         }

@@ -98,6 +98,16 @@ pub(crate) const STEPS: &[Step] = &[
                 words: &["cargo", "test", "-p", "ucrpc", "-p", "ucrpc-transport", "-p", "ucx-sys", "--doc"],
             },
             line(&["cargo", "test", "-p", "ucx-sys", "--test", "disabled"]),
+            Line {
+                env: &[("UCRPC_UCX_LIBRARY", "none")],
+                words: &["cargo", "test", "-p", "ucrpc-rpc", "-p", "ucrpc-build", "-p", "xtask"],
+            },
+            Line {
+                env: &[("UCRPC_UCX_LIBRARY", "none")],
+                words: &["cargo", "test", "-p", "ucrpc", "--test", "rpc", "--", "--skip", "ucx-"],
+            },
+            line(&["cargo", "test", "-p", "ucrpc-cli", "--test", "call"]),
+            line(&["cargo", "test", "-p", "ucrpc-cli", "--test", "doctor", "planted::"]),
         ],
         ..STEP
     },
@@ -106,6 +116,13 @@ pub(crate) const STEPS: &[Step] = &[
         about: "the kept fuzzing corpus decodes as its names say",
         quick: true,
         lines: &[line(&["cargo", "test", "-p", "ucrpc-transport", "--test", "corpus"])],
+        ..STEP
+    },
+    Step {
+        name: "rdma",
+        about: "the suites over rc_verbs and ud_verbs, in guests with Soft-RoCE",
+        needs: crate::rdma_vm::NEEDS,
+        lines: &[line(&["bash", "ci/rdma.sh"])],
         ..STEP
     },
     Step {

@@ -21,6 +21,12 @@ pub(crate) struct Args {
     /// The long checks too
     #[arg(long, conflicts_with = "quick")]
     all: bool,
+    /// Only the checks over RDMA: the step `rdma`
+    #[arg(long, conflicts_with_all = ["quick", "all", "steps"])]
+    rdma: bool,
+    /// Where no guest can be run, go on without the checks over RDMA; the summary says so
+    #[arg(long)]
+    allow_no_rdma: bool,
     /// Installs nothing
     #[arg(long)]
     no_install: bool,
@@ -59,10 +65,17 @@ struct Done {
     outcome: Outcome,
     results: Vec<String>,
     took: Duration,
+    /// The whole is complete without it.
+    optional: bool,
 }
+
+/// The step that runs in a guest. That it cannot run is a failure, unless it is allowed: a check over RDMA that is left out
+/// must not look like one that passed.
+const RDMA: &str = "rdma";
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode, String> {
     let chosen = |s: &&Step| match args.steps.is_empty() {
+        true if args.rdma => s.name == RDMA,
         true => (!args.quick || s.quick) && (!s.long || args.all),
         false => args.steps.iter().any(|n| n == s.name),
     };
@@ -72,10 +85,10 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, String> {
         need::install(&needs);
     }
     let started = Instant::now();
-    let done: Vec<Done> = steps.into_iter().map(one).collect();
+    let done: Vec<Done> = steps.into_iter().map(|step| one(step, args)).collect();
     sum_up(&done, started.elapsed());
     let failed = done.iter().any(|d| matches!(d.outcome, Outcome::Failed(_)));
-    let incomplete = done.iter().any(|d| matches!(d.outcome, Outcome::Missing(_)) && !d.step.optional);
+    let incomplete = done.iter().any(|d| matches!(d.outcome, Outcome::Missing(_)) && !d.optional);
     Ok(match (failed, incomplete) {
         (true, _) => ExitCode::FAILURE,
         (false, true) => ExitCode::from(2),
@@ -83,7 +96,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, String> {
     })
 }
 
-fn one(step: &'static Step) -> Done {
+fn one(step: &'static Step, args: &Args) -> Done {
     println!("\n== {}: {}", step.name, step.about);
     for want in step.wants.iter().filter(|w| !w.is_met()) {
         println!("-- some of it may fail without: {}", want.remedy());
@@ -99,10 +112,14 @@ fn one(step: &'static Step) -> Done {
             Err(error) => Some(error),
         });
         failure.map_or(Outcome::Passed, Outcome::Failed)
+    } else if step.name == RDMA && !args.allow_no_rdma {
+        let remedies: Vec<_> = missing.iter().map(|n| n.remedy()).collect();
+        Outcome::Failed(format!("no guest here; --allow-no-rdma goes on without; {}", remedies.join("; ")))
     } else {
         Outcome::Missing(missing)
     };
-    Done { step, outcome, results, took: started.elapsed() }
+    let optional = step.optional || (step.name == RDMA && args.allow_no_rdma);
+    Done { step, outcome, results, took: started.elapsed(), optional }
 }
 
 fn sum_up(done: &[Done], took: Duration) {
@@ -122,7 +139,7 @@ fn row(done: &Done) -> Vec<String> {
         Outcome::Failed(line) => ("FAILED", line.clone()),
         Outcome::Missing(needs) => {
             let remedies: Vec<_> = needs.iter().map(|n| n.remedy()).collect();
-            let result = if done.step.optional { "not run" } else { "MISSING" };
+            let result = if done.optional { "not run" } else { "MISSING" };
             (result, remedies.join("; "))
         }
     };

@@ -20,6 +20,7 @@ pub(super) fn trials() -> Vec<Trial> {
         Trial::test("hostile/hello-prefixes", prefixes),
         Trial::test("hostile/slow-loris", slow_loris),
         Trial::test("hostile/slow-loris-at-the-limit", slow_loris_at_the_limit),
+        Trial::test("hostile/slow-loris-gives-way", slow_loris_gives_way),
     ]
 }
 
@@ -156,5 +157,31 @@ fn slow_loris_at_the_limit() -> Outcome {
     }
     bed.witness.say(&format!("abort {}", opened.get("id")));
     bed.server.expect("ended");
+    bed.finish()
+}
+
+/// They don't keep a newcomer out until their deadlines: the oldest give way.
+fn slow_loris_gives_way() -> Outcome {
+    let mut bed = Bed::new(&[NO_UCX], "tcp", "mode=echo connect_timeout_ms=60000 max_handshakes=8");
+    let mut lorises: Vec<Raw> = (0..24).map(|_| Raw::connect(bed.port())).collect();
+    for raw in &mut lorises {
+        raw.write(b"UCR");
+    }
+    let address = bed.address.clone();
+    // Behind 24 others, 8 at a time for a second each.
+    let opened = bed.witness.connect(&format!("{address} connect_timeout_ms=30000"));
+    println!("open after {} ms", opened.get("ms"));
+    assert!(opened.number("ms") < 15_000, "{opened:?}");
+    for raw in lorises.iter_mut().take(8) {
+        raw.expect_closed("the oldest");
+    }
+    bed.witness.say(&format!("abort {}", opened.get("id")));
+    bed.server.expect("ended");
+    drop(lorises);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while bed.server.stat("handshakes") > 0 {
+        assert!(Instant::now() < deadline, "handshakes stay after their sockets");
+        std::thread::sleep(Duration::from_millis(5));
+    }
     bed.finish()
 }

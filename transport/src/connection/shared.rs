@@ -71,6 +71,8 @@ pub(crate) struct Shared {
     pub(super) refused_len: AtomicU64,
     /// Wakes the one receiver.
     pub(crate) reader: AtomicWaker,
+    /// The receiver was polled last on the dispatcher's own thread, where its frames wait (`driver/inbox.rs`).
+    pub(crate) reads_here: AtomicBool,
     /// Wakers of `opened`, `ready` and `closed`; `waiting` says whether there are any.
     waiters: Mutex<Vec<Waker>>,
     waiting: AtomicBool,
@@ -115,6 +117,7 @@ impl Shared {
             info: OnceLock::new(),
             refused_len: AtomicU64::new(1),
             reader: AtomicWaker::new(),
+            reads_here: AtomicBool::new(false),
             waiters: Mutex::new(Vec::new()),
             waiting: AtomicBool::new(false),
             consumed_frames: AtomicU64::new(0),

@@ -134,8 +134,17 @@ impl ListenerShared {
     }
 
     pub(super) fn is_full(&self) -> bool {
-        self.waiting.load(Ordering::Acquire) >= self.config.accept_queue.max(1)
-            || self.handshakes.load(Ordering::Acquire) >= self.config.max_handshakes.max(1)
+        self.waiting.load(Ordering::Acquire) >= self.config.accept_queue.max(1) || self.is_full_of_handshakes()
+    }
+
+    /// Whether it is handshakes that leave no room.
+    pub(super) fn is_full_of_handshakes(&self) -> bool {
+        self.handshakes.load(Ordering::Acquire) >= self.config.max_handshakes.max(1)
+    }
+
+    /// The dispatchers that serve its connections.
+    pub(super) fn places(&self) -> &[Dispatcher] {
+        &self.places
     }
 
     fn made_room(self: &Arc<Self>) {
@@ -279,7 +288,7 @@ impl Core {
         let Some(listening) = self.listeners.get_mut(key) else { return };
         let ListenSocket::Stream(listener) = &listening.socket else { return };
         let shared = listening.shared.clone();
-        let mut budget = ACCEPTS_PER_TURN;
+        let (mut budget, mut crowded) = (ACCEPTS_PER_TURN, false);
         let end = loop {
             if shared.is_full() {
                 shared.paused.store(true, Ordering::Release);
@@ -288,6 +297,7 @@ impl Core {
                 // we see the room, or who made it sees the flag.
                 fence(Ordering::SeqCst);
                 if shared.is_full() {
+                    crowded = shared.is_full_of_handshakes();
                     break Ok(AcceptEnd::Drained);
                 }
                 shared.paused.store(false, Ordering::Release);
@@ -313,6 +323,9 @@ impl Core {
             }
             Err(error) => self.end_listener(key, error),
         }
+        if crowded {
+            self.make_way(key, &shared);
+        }
         for stream in streams {
             let place = shared.place();
             if place.id == self.io.shared.id {
@@ -323,7 +336,7 @@ impl Core {
         }
     }
 
-    fn accept_later(&mut self, key: Key, pause: Duration) {
+    pub(super) fn accept_later(&mut self, key: Key, pause: Duration) {
         let at = self.io.after(pause);
         if let Some(listening) = self.listeners.get_mut(key) {
             self.io.sooner(&mut listening.timer, at, Timer::Listener(key));
@@ -354,7 +367,7 @@ impl Core {
             return self.end(key, Error::from_io("watching the socket", &error));
         }
         (opening.stream, opening.source) = (Some(stream), Some(source));
-        self.on_opening_edge(key, false);
+        self.on_opening_edge(key, None);
     }
 
     pub(super) fn new_accepted(&mut self, listener: &Arc<ListenerShared>) -> Key {
@@ -366,13 +379,14 @@ impl Core {
         if let Some(conn) = self.conns.get_mut(key) {
             conn.core.accepted = Some((handle, listener.clone()));
         }
+        self.note_accepted(key);
         key
     }
 
-    /// Goes on with a handshake.
-    pub(super) fn on_opening_edge(&mut self, key: Key, peer_closed: bool) {
+    /// Goes on with a handshake; `closed` is the source of an edge that said that the peer has closed.
+    pub(super) fn on_opening_edge(&mut self, key: Key, closed: Option<Key>) {
         self.opening_step(key, |opening, core, io| {
-            opening.peer_closed |= peer_closed;
+            opening.peer_closed |= closed.is_some_and(|source| opening.is_its_only_socket(source));
             opening.on_edge(core, io)
         });
     }

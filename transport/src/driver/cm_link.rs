@@ -8,7 +8,10 @@
 //!   arrived. To a peer that knows the content it says that this side closes; to others it is a ping.
 //! - **Death.** UCX tells of a disconnect, but not whether the peer closed or crashed. Pings find a stopped peer.
 
-use std::collections::VecDeque;
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
 use bytes::{Bytes, BytesMut};
 
@@ -44,8 +47,11 @@ const MAX_WAITING: usize = 1 << 16;
 const MAX_PONGS: u32 = 64;
 /// Messages and bytes after which one is sent that has to be fetched.
 const RUN: Run = Run { messages: 1024, bytes: 2 << 20 };
-/// Liveness checks that a transfer under way may excuse in a row: it can hold a ping up, and UCX watches it by itself.
-const MAX_EXCUSES: u8 = 40;
+/// Bytes under way that hold no ping up for longer than the peer has to answer it.
+const AT_ONCE: u64 = 16 << 20;
+/// The slowest that larger transfers are taken to move, bytes per second: for as long as they need at that pace they excuse the
+/// peer's silence, because pings wait behind them. UCX does not tell how far a transfer is.
+const SLOWEST: u64 = 20_000_000;
 
 /// What was sent without waiting for the peer.
 #[derive(Debug, Clone, Copy, Default)]
@@ -81,7 +87,10 @@ pub(crate) struct CmLink {
     announced: VecDeque<Announced>,
     /// Bytes and number of the transfers under way.
     fetching: (u64, u32),
-    excuses: u8,
+    /// Tokens and bytes of large sends under way.
+    sending: Vec<(u64, u64)>,
+    /// Until when transfers under way account for the peer's present silence.
+    excused: Option<Instant>,
     /// The pool had none for the first announced message.
     no_room: bool,
 }
@@ -102,7 +111,8 @@ impl CmLink {
             parked: 0,
             announced: VecDeque::new(),
             fetching: (0, 0),
-            excuses: 0,
+            sending: Vec::new(),
+            excused: None,
             no_room: false,
         }
     }
@@ -111,13 +121,13 @@ impl CmLink {
         &mut self,
         core: &mut ConnCore,
         io: &mut Io,
-        outgoing: Outgoing,
+        outgoing: &mut Option<Outgoing>,
         len: u64,
-    ) -> Result<Result<()>, Outgoing> {
+    ) -> Option<Result<()>> {
         if self.inflight >= MAX_INFLIGHT || self.probe.is_some() {
-            return Err(outgoing);
+            return None;
         }
-        Ok(self.put(core, io, outgoing, len))
+        Some(self.put(core, io, outgoing.take()?, len))
     }
 
     /// Why a connection that UCX reports as broken has ended, as far as that can be known.
@@ -134,11 +144,11 @@ impl CmLink {
         error.ucx_status().map_or(end.clone(), |status| end.with_ucx(status))
     }
 
-    /// Whether a transfer under way accounts for the peer's silence.
-    pub(super) fn excuses_silence(&mut self) -> bool {
-        let excused = (self.inflight > 0 || self.fetching.1 > 0) && self.excuses < MAX_EXCUSES;
-        self.excuses += u8::from(excused);
-        excused
+    /// Whether transfers under way account for the peer's silence.
+    pub(super) fn excuses_silence(&mut self, now: Instant) -> bool {
+        let bytes = self.fetching.0 + self.sending.iter().map(|(_, len)| len).sum::<u64>();
+        let needs = Duration::from_secs_f64(bytes.saturating_sub(AT_ONCE) as f64 / SLOWEST as f64);
+        now < *self.excused.get_or_insert(now + needs)
     }
 
     fn header(&mut self, command: Command) -> Header {
@@ -170,8 +180,11 @@ impl CmLink {
         let token = io.ops.insert(UcxOp::Send { connection: core.key, done }) as u64;
         let Some(worker) = io.live_worker() else { return Err(gone()) };
         let sent = worker.send_owned(self.ep, &header.encode(), payload, mode, token);
-        if probe && matches!(sent, Ok(Sent::Pending)) {
-            self.probe = Some(token);
+        if matches!(sent, Ok(Sent::Pending)) {
+            self.sending.push((token, len));
+            if probe {
+                self.probe = Some(token);
+            }
         }
         self.sent_or_pending(io, token, sent)
     }
@@ -216,7 +229,10 @@ impl CmLink {
     /// A send has ended.
     pub(super) fn on_sent(&mut self, token: u64) {
         self.inflight -= 1;
-        self.excuses = 0;
+        self.excused = None;
+        if let Some(index) = self.sending.iter().position(|(pending, _)| *pending == token) {
+            self.sending.swap_remove(index);
+        }
         if self.probe == Some(token) {
             (self.probe, self.run) = (None, Run::default());
         }
@@ -229,7 +245,7 @@ impl CmLink {
 
     /// A message that came whole.
     pub(super) fn on_message(&mut self, core: &mut ConnCore, io: &mut Io, header: &[u8], data: Bytes) -> Result<()> {
-        self.excuses = 0;
+        self.excused = None;
         let header = Header::decode(header)?;
         let content = data.slice(header.content(data.len())?..);
         match header.command {
@@ -279,7 +295,7 @@ impl CmLink {
         header: &[u8],
         rndv: Rendezvous,
     ) -> Result<()> {
-        self.excuses = 0;
+        self.excused = None;
         let Header { command, pad, sn } = Header::decode(header)?;
         if command != Command::Data {
             return Err(Error::new(ErrorKind::Protocol, format!("a {command:?} message by rendezvous")));
@@ -300,9 +316,8 @@ impl CmLink {
             let in_turn = first.sn == self.expected;
             // What waits behind the next message in turn must not keep it away.
             let behind = if in_turn { 0 } else { self.parked + self.fetching.0 };
-            if core.deliver.bytes() + behind >= core.config.recv_window_bytes
-                || core.deliver.len() >= core.config.recv_window_frames as usize
-            {
+            let (frames, bytes) = core.untaken();
+            if bytes + behind >= core.config.recv_window_bytes || frames >= core.config.recv_window_frames as usize {
                 break;
             }
             let len = first.rndv.len();
@@ -339,7 +354,7 @@ impl CmLink {
     ) -> Result<()> {
         let UcxOp::FetchCm { sn, pad, .. } = *op else { return Ok(()) };
         self.fetching = (self.fetching.0 - buf.len() as u64, self.fetching.1 - 1);
-        self.excuses = 0;
+        self.excused = None;
         result?;
         let mut content = buf.freeze();
         drop(content.split_to(usize::from(pad)));
@@ -352,16 +367,16 @@ impl CmLink {
         check_len(core, len)?;
         let limit =
             core.config.recv_window_bytes.saturating_mul(2).saturating_add(core.config.max_message + 2 * RUN.bytes);
-        let waiting = core.deliver.bytes() + self.parked + len;
-        if waiting <= limit && core.deliver.len() < MAX_WAITING {
+        let (frames, bytes) = core.untaken();
+        let waiting = bytes + self.parked + len;
+        if waiting <= limit && frames < MAX_WAITING {
             return Ok(());
         }
         Err(Error::new(
             ErrorKind::Limit,
             format!(
-                "{} frames with {waiting} bytes wait for the application: the peer does not stop, and this wire has no \
-                 other flow control than rendezvous",
-                core.deliver.len()
+                "{frames} frames with {waiting} bytes wait for the application: the peer does not stop, and this wire has no \
+                 other flow control than rendezvous"
             ),
         ))
     }

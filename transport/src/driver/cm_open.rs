@@ -140,7 +140,7 @@ impl Core {
             Link::Cm(link) => link.on_message(&mut conn.core, &mut self.io, header, data),
             _ => return self.stale("the connection does not use ucx's connection manager"),
         };
-        conn.core.shared.reader.wake();
+        conn.core.wake_reader();
         match result {
             Ok(()) => self.settle(key),
             Err(error) => self.end(key, error),

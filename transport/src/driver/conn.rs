@@ -46,8 +46,12 @@ pub(crate) struct ConnCore {
     pub(crate) controls: Vec<(FrameHeader, Bytes)>,
     /// What the stall watchdog saw last.
     pub(crate) progress: super::stall::Progress,
+    /// When the stall watchdog looks, if no heartbeat brings it here.
+    pub(super) look_at: Option<Instant>,
     /// It is in `Io::ready` already.
     pub(crate) is_ready: bool,
+    /// Frames for a reader on this thread.
+    pub(crate) inbox: super::inbox::Inbox,
 }
 
 /// The protocol's state of one connection.
@@ -128,7 +132,9 @@ impl ConnCore {
             accepted: None,
             controls: Vec::new(),
             progress: super::stall::Progress::default(),
+            look_at: None,
             is_ready: false,
+            inbox: super::inbox::Inbox::default(),
         }
     }
 
@@ -165,7 +171,9 @@ impl ConnCore {
         counters.frames_received.add(1);
         counters.bytes_received.add(bytes);
         // It fails when the receiver is gone: what arrives counts as consumed then, see `credit_due`.
-        if self.deliver.push(frame, bytes).is_err() {
+        if let Err(frame) = self.inbox.keep(frame, bytes)
+            && self.deliver.push(frame, bytes).is_err()
+        {
             self.shared.announce();
         }
     }
@@ -209,7 +217,7 @@ impl ConnCore {
     /// The next time at which something is due.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         let alive = self.session.liveness.as_ref().and_then(Liveness::next_timeout);
-        [alive, self.session.life.next_timeout()].into_iter().flatten().min()
+        [alive, self.look_at, self.session.life.next_timeout()].into_iter().flatten().min()
     }
 }
 

@@ -1,6 +1,9 @@
-//! The dialling side: sockets are made, one address after the other, and parties of this process are looked up.
+//! The dialling side: sockets are made, and parties of this process are looked up.
+//!
+//! The addresses of a name are tried in order, the next one when the last has failed or has taken a while, as RFC 8305 has it: an
+//! address whose packets are dropped must not use up the whole time. The first that is connected is used.
 
-use std::{collections::VecDeque, net::SocketAddr, sync::Arc};
+use std::{collections::VecDeque, net::SocketAddr, sync::Arc, time::Duration};
 
 use super::{
     Command, accept,
@@ -14,8 +17,18 @@ use crate::{
     connection::DriverHalf,
     event::poller::Key,
     proto::negotiate::Policy,
-    tcp::{self, SocketOptions},
+    tcp::{self, SocketOptions, Stream},
 };
+
+/// How long an address may take before the next one is tried as well: what RFC 8305 recommends.
+const STAGGER: Duration = Duration::from_millis(250);
+
+/// A socket that is connecting.
+pub(super) struct Attempt {
+    stream: Arc<Stream>,
+    source: Key,
+    address: Option<SocketAddr>,
+}
 
 /// The policy of a dialled address.
 fn policy(address: &Address) -> Policy {
@@ -64,8 +77,15 @@ impl Core {
     }
 }
 
+impl Attempt {
+    fn end(self, io: &mut Io) {
+        io.sources.remove(self.source);
+        io.poller.remove(&*self.stream);
+    }
+}
+
 impl Opening {
-    /// Tries the next address.
+    /// Dials, or tries the next address.
     pub(super) fn dial(&mut self, core: &mut ConnCore, io: &mut Io) -> Result<Step> {
         if let Address::Mem(name) = &self.address {
             let name = name.clone();
@@ -80,41 +100,89 @@ impl Opening {
                 return Err(crate::proto::negotiate::no_ucx(&reason));
             }
         }
+        self.stage = Stage::Connecting;
+        self.try_next(core, io)
+    }
+
+    /// Starts with the next address with which that is possible.
+    pub(super) fn try_next(&mut self, core: &mut ConnCore, io: &mut Io) -> Result<Step> {
         let options = SocketOptions::default();
-        let stream = match (&self.address, self.more.pop_front()) {
-            (Address::Unix(path), _) => tcp::dial_unix(path, &options)?,
-            (_, Some(address)) => {
-                self.current = Some(address);
-                match tcp::dial_tcp(address, &options) {
-                    Ok(stream) => stream,
-                    Err(error) => return self.dial_next(core, io, error),
-                }
+        loop {
+            let stream = match (&self.address, self.more.pop_front()) {
+                (Address::Unix(path), _) => tcp::dial_unix(path, &options).map(|stream| (stream, None)),
+                (_, Some(address)) => tcp::dial_tcp(address, &options).map(|stream| (stream, Some(address))),
+                (_, None) => Err(Error::new(ErrorKind::Unreachable, "the name has no further address")),
+            };
+            match stream.and_then(|(stream, address)| self.watch(core, io, stream, address)) {
+                Ok(()) => break,
+                Err(_) if !self.more.is_empty() => {}
+                Err(error) if self.attempts.is_empty() => return Err(error),
+                Err(_) => return Ok(Step::Wait),
             }
-            (_, None) => return Err(Error::new(ErrorKind::Unreachable, "the name has no further address")),
-        };
+        }
+        // With little time left every address gets its share of it.
+        let left = self.deadline.saturating_duration_since(io.now);
+        let share = left / u32::try_from(self.more.len() + 1).unwrap_or(u32::MAX);
+        self.next_try = io.after(share.min(STAGGER));
+        self.on_connecting(core, io)
+    }
+
+    fn watch(&mut self, core: &ConnCore, io: &mut Io, stream: Stream, address: Option<SocketAddr>) -> Result<()> {
         let source = io.sources.insert(Source::Socket(core.key));
         let stream = Arc::new(stream);
         if let Err(error) = io.poller.add(&*stream, source) {
             io.sources.remove(source);
             return Err(Error::from_io("watching the socket", &error));
         }
-        (self.stream, self.source, self.stage) = (Some(stream), Some(source), Stage::Connecting);
-        match self.on_edge(core, io) {
-            Err(error) if self.retriable() => self.dial_next(core, io, error),
-            other => other,
+        self.attempts.push(Attempt { stream, source, address });
+        Ok(())
+    }
+
+    /// Looks at all sockets that are connecting: the first that is connected is used.
+    pub(super) fn on_connecting(&mut self, core: &mut ConnCore, io: &mut Io) -> Result<Step> {
+        let (mut index, mut failure) = (0, None);
+        while let Some(attempt) = self.attempts.get(index) {
+            match tcp::connected(&attempt.stream) {
+                Ok(tcp::Progress::Connecting) => index += 1,
+                Ok(tcp::Progress::Connected) => {
+                    let Attempt { stream, source, address } = self.attempts.remove(index);
+                    self.drop_attempts(io);
+                    (self.stream, self.source, self.current) = (Some(stream), Some(source), address);
+                    return self.on_connected(core, io);
+                }
+                Err(error) => {
+                    self.attempts.remove(index).end(io);
+                    failure = Some(error);
+                }
+            }
+        }
+        match failure {
+            Some(_) if !self.more.is_empty() => self.try_next(core, io),
+            Some(error) if self.attempts.is_empty() => Err(error),
+            _ => Ok(Step::Wait),
         }
     }
 
-    /// This address failed before anything was said: try the next one.
+    /// Whether nothing else is being tried than the socket behind `source`: what happens to that happens to the connection.
+    pub(super) fn is_its_only_socket(&self, source: Key) -> bool {
+        self.source == Some(source) || matches!(&self.attempts[..], [only] if only.source == source)
+    }
+
+    /// Gives up all sockets that are connecting.
+    pub(super) fn drop_attempts(&mut self, io: &mut Io) {
+        self.attempts.drain(..).for_each(|attempt| attempt.end(io));
+    }
+
+    /// What UCX's connection manager was asked for failed before anything was said: try the next address.
     pub(super) fn dial_next(&mut self, core: &mut ConnCore, io: &mut Io, error: Error) -> Result<Step> {
         self.close(io);
         self.peer_closed = false;
-        if self.more.is_empty() { Err(error) } else { self.dial(core, io) }
+        if self.more.is_empty() || io.now >= self.deadline { Err(error) } else { self.dial(core, io) }
     }
 
     /// Whether a failure now is one of connecting, which another address may not have.
     pub(super) fn retriable(&self) -> bool {
-        self.role == Role::Dial && matches!(self.stage, Stage::Connecting | Stage::Cm { .. })
+        self.role == Role::Dial && matches!(self.stage, Stage::Cm { .. })
     }
 
     fn dial_mem(&mut self, core: &mut ConnCore, name: &str) -> Result<Step> {

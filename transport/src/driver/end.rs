@@ -126,7 +126,7 @@ impl Conn {
         self.core.watch(&mut self.link);
         self.core.session.life.on_timeout(io.now);
         if let Link::Cm(link) = &mut self.link
-            && link.excuses_silence()
+            && link.excuses_silence(io.now)
         {
             self.core.heard(io.now);
         }
@@ -277,6 +277,7 @@ impl Core {
             let error = conn.on_eof();
             return self.end_after_drain(key, error);
         }
+        conn.core.plan_look(self.io.now);
         if let Some(at) = conn.next_deadline() {
             self.io.sooner(&mut conn.core.timer, at, Timer::Connection(key));
         }
@@ -292,7 +293,7 @@ impl Core {
         if !waits || conn.eof() {
             return self.end(key, error);
         }
-        conn.core.shared.finish(error);
+        conn.core.finish(error);
         // What comes from now on is read, so that the peer can go on to its end, but nobody receives it.
         conn.core.deliver.close();
         // What we have sent may be deep in the system's buffers: the peer ends the wait when it has read it.
@@ -319,8 +320,14 @@ impl Core {
             && matches!(conn.link, Link::Ucx(_))
             && conn.core.shared.end().is_none()
         {
-            self.progress();
-            self.take_events();
+            // More than this is not its last messages but a peer that goes on.
+            const LAST_LOOKS: usize = 1024;
+            for _ in 0..LAST_LOOKS {
+                let progressed = self.progress();
+                if !self.take_events() && !progressed {
+                    break;
+                }
+            }
             let Some(conn) = self.conns.get_mut(key) else { return };
             match conn.settle(&mut self.io) {
                 Ok(Some(Ok(()))) => return self.end(key, Error::new(ErrorKind::Closed, "the connection was closed")),
@@ -343,7 +350,7 @@ impl Core {
             counters.failed.add(1);
             tracing::info!(connection = ?key, %error, opening, "connection ended");
         }
-        conn.core.shared.finish(error);
+        conn.core.finish(error);
         self.close_link(key);
     }
 
@@ -401,7 +408,7 @@ impl Core {
     pub(super) fn on_socket(&mut self, key: Key, edge: &Edge) {
         let Some(conn) = self.conns.get_mut(key) else { return };
         if !conn.link.is_open() {
-            return self.on_opening_edge(key, edge.closed);
+            return self.on_opening_edge(key, edge.closed.then_some(edge.key));
         }
         let result = conn.on_socket(&mut self.io, edge);
         self.after_socket(key, result);

@@ -22,7 +22,8 @@ const PROGRESS_PER_TURN: usize = 64;
 const EVENTS_PER_TURN: usize = 1024;
 
 impl Core {
-    /// Lets UCX work until nothing is left, or the turn is long enough.
+    /// Lets UCX work until it has brought something or nothing is left, or the turn is long enough. What it has brought
+    /// is not kept waiting for a look that finds nothing more: the next turn is soon.
     pub(super) fn progress(&mut self) -> bool {
         let Some(worker) = self.io.live_worker() else { return false };
         let mut worked = false;
@@ -31,6 +32,9 @@ impl Core {
                 break;
             }
             worked = true;
+            if worker.has_events() {
+                break;
+            }
         }
         worked
     }
@@ -80,7 +84,7 @@ impl Core {
         let result = given.and_then(|()| match header.kind {
             Kind::Data => {
                 let result = link.on_data(core, io, &header, inline, data);
-                core.shared.reader.wake();
+                core.wake_reader();
                 result
             }
             Kind::Head => link.on_head_message(core, io, header.seq, data),
@@ -128,7 +132,7 @@ impl Core {
         let result = given.and_then(|()| {
             if is_data {
                 let result = link.on_announced(core, io, &header, inline, rndv);
-                core.shared.reader.wake();
+                core.wake_reader();
                 return result;
             }
             Err(Error::new(ErrorKind::Protocol, format!("a {:?} frame by rendezvous", header.kind)))

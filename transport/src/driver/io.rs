@@ -26,6 +26,14 @@ const SCRATCH: usize = 256 << 10;
 /// never.
 const STUCK: Duration = Duration::from_millis(100);
 
+/// How long endpoints may wait to be closed before the sockets of their worker are looked after. Most are closed within a round
+/// trip.
+const LATE: Duration = Duration::from_millis(200);
+
+/// How long the kernel tries to bring data to a peer when endpoints that wait for that are late. Minutes is its default. Longer
+/// than the deadlines that a connection is likely to have, since sockets that are in use get it as well.
+const GIVE_UP: Duration = Duration::from_secs(20);
+
 /// What stands behind a key of the poller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Source {
@@ -77,6 +85,8 @@ pub(crate) struct Io {
     pub(crate) edges: Vec<Edge>,
     /// Connections that are being opened.
     pub(crate) handshakes: u64,
+    /// Those of them that were accepted, the oldest first, with some that are over.
+    pub(super) accepting: VecDeque<(Key, Instant)>,
     /// Turns until the sockets are looked at again, and how many it will be next.
     pub(crate) turns_to_poll: u32,
     pub(crate) poll_distance: u32,
@@ -88,6 +98,8 @@ pub(crate) struct Io {
     pub(crate) busy_arms: (u32, u64),
     /// Since when the worker has had nothing but operations of closed endpoints.
     pub(crate) stuck_since: Option<Instant>,
+    /// When endpoints that wait to be closed are late, and whether their sockets have a time limit already.
+    late: Option<(Instant, bool)>,
 }
 
 impl Io {
@@ -107,12 +119,14 @@ impl Io {
             doomed: Vec::new(),
             edges: Vec::new(),
             handshakes: 0,
+            accepting: VecDeque::new(),
             turns_to_poll: 0,
             poll_distance: 1,
             hot: Vec::new(),
             useless_edges: 0,
             busy_arms: (0, 0),
             stuck_since: None,
+            late: None,
         }
     }
 
@@ -168,6 +182,29 @@ impl Io {
         }
         self.ops.clear();
         self.stuck_since = None;
+    }
+
+    /// Looks after endpoints that wait to be closed because their peers do not read: if the worker has no others, their sockets are reset; else
+    /// the kernel gives them up in time.
+    pub(crate) fn hasten_closing(&mut self) {
+        let WorkerSlot::Ready { worker, .. } = &mut self.worker else { return };
+        let Some(ucx::OnlyClosing(only)) = worker.closing() else {
+            self.late = None;
+            return;
+        };
+        let (at, limited) = self.late.get_or_insert((self.now + LATE, false));
+        if self.now < *at {
+            return;
+        }
+        // A peer that shakes hands may have connected to this worker already, before there is an endpoint here.
+        if only && self.handshakes == 0 {
+            self.late = None;
+            let sockets = worker.reset_sockets();
+            tracing::debug!(sockets, "the peers of closed ucx endpoints do not read");
+        } else if !*limited {
+            *limited = true;
+            worker.limit_sockets(GIVE_UP);
+        }
     }
 
     /// The UCX worker, started if need be, and the numbers of its endpoints.

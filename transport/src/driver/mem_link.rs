@@ -104,13 +104,13 @@ impl MemLink {
     pub(super) fn send_now(
         &mut self,
         core: &mut ConnCore,
-        outgoing: Outgoing,
+        outgoing: &mut Option<Outgoing>,
         len: u64,
-    ) -> Result<Result<()>, Outgoing> {
+    ) -> Option<Result<()>> {
         if self.numbering.is_stalled() || !self.numbering.take_credit(len) {
-            return Err(outgoing);
+            return None;
         }
-        Ok(self.put(core, outgoing, len))
+        Some(self.put(core, outgoing.take()?, len))
     }
 
     fn put(&mut self, core: &mut ConnCore, out: Outgoing, len: u64) -> Result<()> {
@@ -167,7 +167,7 @@ impl MemLink {
             core.make_ready(io);
         }
         if core.shared.counters.frames_received.get() != before {
-            core.shared.reader.wake();
+            core.wake_reader();
         }
         Ok(())
     }

@@ -37,7 +37,7 @@ use crate::{
         hello::{self, Accept, ClientHello, Decoded, Fallback, MAGIC, Message, Ready, Reject, UcxInfo, Want},
         negotiate::{self, Answer, Local, Policy, RejectCode, Verdict},
     },
-    tcp::{self, Mode, ReadLimits, Stream},
+    tcp::{Mode, ReadLimits, Stream},
     ucx::EndpointId,
 };
 
@@ -113,12 +113,15 @@ pub(crate) struct Opening {
     outbox: Vec<u8>,
     pub(super) stage: Stage,
     pub(super) deadline: Instant,
-    /// The address that is being tried.
+    /// The address that is connected.
     pub(super) current: Option<SocketAddr>,
     /// The last try found its endpoint's number in use: what the accepting side is asked for.
     pub(super) least_endpoint: Option<u16>,
-    /// Addresses to try after this one.
+    /// Addresses to try after this one, and when.
     pub(super) more: VecDeque<SocketAddr>,
+    pub(super) next_try: Instant,
+    /// Sockets that are connecting.
+    pub(super) attempts: Vec<dial::Attempt>,
     /// The end of the stream was read.
     eof: bool,
     /// An edge said that the peer has closed. No other edge will say so, and bytes may be left in front of the end.
@@ -206,6 +209,8 @@ impl Opening {
             current: None,
             least_endpoint: None,
             more: VecDeque::new(),
+            next_try: deadline,
+            attempts: Vec::new(),
             eof: false,
             peer_closed: false,
         }
@@ -215,6 +220,7 @@ impl Opening {
     pub(super) fn next_deadline(&self) -> Instant {
         match &self.stage {
             Stage::Proving { deadline, .. } => self.deadline.min(*deadline),
+            Stage::Connecting if !self.more.is_empty() => self.deadline.min(self.next_try),
             _ => self.deadline,
         }
     }
@@ -222,11 +228,7 @@ impl Opening {
     /// The socket has an edge.
     pub(super) fn on_edge(&mut self, core: &mut ConnCore, io: &mut Io) -> Result<Step> {
         if matches!(self.stage, Stage::Connecting) {
-            let Some(stream) = &self.stream else { return Ok(Step::Wait) };
-            match tcp::connected(stream)? {
-                tcp::Progress::Connecting => return Ok(Step::Wait),
-                tcp::Progress::Connected => return self.on_connected(core, io),
-            }
+            return self.on_connecting(core, io);
         }
         self.write()?;
         self.read()?;
@@ -456,9 +458,12 @@ impl Opening {
     }
 
     /// A deadline passed.
-    pub(super) fn on_timeout(&mut self, core: &ConnCore, io: &mut Io) -> Result<Step> {
+    pub(super) fn on_timeout(&mut self, core: &mut ConnCore, io: &mut Io) -> Result<Step> {
         if io.now >= self.deadline {
             return Err(Error::timed_out("opening the connection", core.config.connect_timeout));
+        }
+        if matches!(self.stage, Stage::Connecting) && !self.more.is_empty() && io.now >= self.next_try {
+            return self.try_next(core, io);
         }
         if let Stage::Proving { terms, deadline, started, .. } = self.stage
             && io.now >= deadline
@@ -543,7 +548,7 @@ impl Opening {
         let from = core.config.rendezvous_from.unwrap_or_else(|| ucx_link::rendezvous_from(&lanes));
         let (peer, here) = stream.addresses();
         let inbox = std::mem::take(&mut self.inbox);
-        let mut link = UcxLink::new(ep, stream, source, inbox, numbering, from);
+        let mut link = UcxLink::new(ep, stream, source, inbox, numbering, (from, ucx_link::fetches_at_a_time(&lanes)));
         link.ready_due = ready_due;
         let info = ConnectionInfo {
             transport: Transport::Ucx(lanes),
@@ -604,6 +609,7 @@ impl Opening {
     /// Lets go of everything.
     pub(super) fn close(&mut self, io: &mut Io) {
         self.close_endpoint(io);
+        self.drop_attempts(io);
         if let Stage::Mem(Some(inbox)) = &self.stage {
             inbox.gone.store(true, Ordering::Release);
         }

@@ -333,6 +333,7 @@ impl Core {
             worked |= self.fire_timers();
             self.io.publish(self.conns.len());
             self.io.replace_stuck_worker();
+            self.io.hasten_closing();
             self.close_spares();
         }
         worked |= self.serve_ready();
@@ -378,6 +379,7 @@ impl Core {
                 Command::ListenCm { ask, reply } => drop(reply.send(self.listen_cm(*ask))),
                 Command::Unlisten { listener } => self.unlisten(&listener),
                 Command::ResumeAccept { listener } => self.resume_accept(&listener),
+                Command::MakeWay { listener } => self.end_oldest(&listener),
                 Command::Adopt { listener, stream } => self.adopt_stream(&listener, stream),
                 Command::AdoptMem { listener, peer } => self.adopt_mem(&listener, peer),
                 Command::MemAnswer { to, peer } => self.on_mem_answer(to, peer),

@@ -223,20 +223,21 @@ impl SendHalf {
 
 /// Sends from a caller's thread, if the connection is an idle stream. The order is kept because the dispatcher takes
 /// frames from the queue only under the same lock.
-pub(super) fn by_caller(shared: &connection::Shared, outgoing: Outgoing, len: u64) -> Result<(), Outgoing> {
-    let Some(direct) = shared.direct.get() else { return Err(outgoing) };
+pub(super) fn by_caller(shared: &connection::Shared, outgoing: &mut Option<Outgoing>, len: u64) {
+    let Some(direct) = shared.direct.get() else { return };
     if shared.phase() != Phase::Open {
-        return Err(outgoing);
+        return;
     }
     let mut half = match direct.try_lock() {
         Ok(half) => half,
-        Err(TryLockError::WouldBlock | TryLockError::Poisoned(_)) => return Err(outgoing),
+        Err(TryLockError::WouldBlock | TryLockError::Poisoned(_)) => return,
     };
     // The phase again, under the lock: whoever says goodbye or ends the connection counts under it what was sent.
     let open = shared.phase() == Phase::Open && !half.closed;
     if !open || !shared.queue.is_empty() || !half.is_idle() || !half.numbering.take_credit(len) {
-        return Err(outgoing);
+        return;
     }
+    let Some(outgoing) = outgoing.take() else { return };
     count_sent(shared, len);
     shared.counters.written_by_caller.add(1);
     match half.send_now(outgoing, None) {
@@ -248,7 +249,6 @@ pub(super) fn by_caller(shared: &connection::Shared, outgoing: Outgoing, len: u6
             shared.announce();
         }
     }
-    Ok(())
 }
 
 /// Counts a data frame. On a stream connection several threads send, each under the send half's lock: one at a time.
@@ -259,23 +259,23 @@ pub(crate) fn count_sent(shared: &Shared, len: u64) {
 
 impl Core {
     /// Sends at once on the dispatcher's own thread, if nothing is in front.
-    pub(super) fn send_now(&mut self, shared: &Shared, outgoing: Outgoing, len: u64) -> Result<(), Outgoing> {
+    #[inline]
+    pub(super) fn send_now(&mut self, shared: &Shared, outgoing: &mut Option<Outgoing>, len: u64) {
         if shared.phase() != Phase::Open || !shared.queue.is_empty() {
-            return Err(outgoing);
+            return;
         }
-        let Some(key) = shared.key() else { return Err(outgoing) };
-        let Some(conn) = self.conns.get_mut(key) else { return Err(outgoing) };
+        let Some(key) = shared.key() else { return };
+        let Some(conn) = self.conns.get_mut(key) else { return };
         let result = match &mut conn.link {
-            super::conn::Link::Opening(_) => return Err(outgoing),
-            super::conn::Link::Tcp(link) => link.send_now(&mut conn.core, outgoing, len)?,
-            super::conn::Link::Ucx(link) => link.send_now(&mut conn.core, &mut self.io, outgoing, len)?,
-            super::conn::Link::Cm(link) => link.send_now(&mut conn.core, &mut self.io, outgoing, len)?,
-            super::conn::Link::Mem(link) => link.send_now(&mut conn.core, outgoing, len)?,
+            super::conn::Link::Opening(_) => None,
+            super::conn::Link::Tcp(link) => link.send_now(&mut conn.core, outgoing, len),
+            super::conn::Link::Ucx(link) => link.send_now(&mut conn.core, &mut self.io, outgoing, len),
+            super::conn::Link::Cm(link) => link.send_now(&mut conn.core, &mut self.io, outgoing, len),
+            super::conn::Link::Mem(link) => link.send_now(&mut conn.core, outgoing, len),
         };
-        if let Err(error) = result {
+        if let Some(Err(error)) = result {
             self.io.doomed.push((key, error));
         }
-        Ok(())
     }
 
     /// Serves a connection that is ready: its queue, its credit, its wishes.
@@ -283,6 +283,7 @@ impl Core {
         let Some(conn) = self.conns.get_mut(key) else { return };
         conn.core.is_ready = false;
         conn.core.shared.announce.begin_drain();
+        conn.core.follow_reader();
         if conn.core.shared.end().is_some() {
             // It lingers for its last word: there is nothing more to send, and what failed now would cut it short. A wish
             // to abort is still one.
@@ -366,11 +367,15 @@ mod tests {
     fn a_caller_that_comes_too_late_gets_its_frame_back() {
         let local = LocalDispatcher::new(DispatcherConfig::default()).expect("dispatcher");
         let (_connection, half, send, _theirs) = open(&local);
-        assert!(by_caller(&half.shared, outgoing(), 5).is_ok());
+        let mut first = Some(outgoing());
+        by_caller(&half.shared, &mut first, 5);
+        assert!(first.is_none());
         // The connection ends between the caller's look at its phase and its lock: what it put into the writer then
         // would stay there, and its completion would never come.
         lock(&send).clear();
-        assert!(by_caller(&half.shared, outgoing(), 5).is_err());
+        let mut late = Some(outgoing());
+        by_caller(&half.shared, &mut late, 5);
+        assert!(late.is_some());
         let mut all = usize::MAX;
         assert_eq!(lock(&send).flush(&mut all).expect("nothing to write"), FlushEnd::Done);
     }

@@ -10,8 +10,15 @@ use crate::{event::poller::Key, ucx::Armed};
 const BUSY_ARMS: u32 = 1000;
 /// How long such a nap is: the most that a message of a busy worker is late.
 const NAP: Duration = Duration::from_millis(1);
+/// The shortest sleep of the detector.
+const SHORTEST: Duration = Duration::from_millis(1);
 /// A worker's descriptor that stays ready although progress finds nothing is believed this often in a row.
 const USELESS_EDGES: u32 = 3;
+
+/// So many further sleeps of the detector's length, without a wake-up, make what is queued unannounced a lost wake-up. A producer
+/// that the system stopped between its push and its notification writes the event descriptor as soon as it runs again, because
+/// the state still says asleep.
+const CONFIRMATIONS: u32 = 5;
 
 /// How long to sleep.
 pub(super) struct Asleep {
@@ -33,28 +40,46 @@ impl Core {
     /// Sleeps in the poller, if nothing is left to do.
     pub(super) fn sleep(&mut self, woken: &dyn Fn() -> bool) {
         let Some(asleep) = self.fall_asleep(woken) else { return };
-        let result = self.io.poller.poll(Some(asleep.timeout));
-        self.io.shared.wake.wake_up();
-        if let Err(error) = result {
+        if let Err(error) = self.io.poller.poll(Some(asleep.timeout)) {
             tracing::error!(%error, "the poller failed");
         }
+        let lost = !asleep.by_timer && self.is_lost();
+        self.io.shared.wake.wake_up();
         self.update_clock();
-        self.after_sleep(Some(asleep.by_timer));
+        self.after_sleep(Some(asleep.by_timer), lost);
     }
 
     /// Ends a sleep that somebody else's poller has slept: `timed_out` says that its time is over.
     #[cfg(feature = "tokio")]
     pub(super) fn wake_up_elsewhere(&mut self, asleep: &Asleep, timed_out: bool) {
-        self.io.shared.wake.wake_up();
         if let Err(error) = self.io.poller.poll(Some(Duration::ZERO)) {
             tracing::error!(%error, "the poller failed");
         }
+        let lost = timed_out && !asleep.by_timer && self.is_lost();
+        self.io.shared.wake.wake_up();
         self.update_clock();
-        self.after_sleep(timed_out.then_some(asleep.by_timer));
+        self.after_sleep(timed_out.then_some(asleep.by_timer), lost);
+    }
+
+    /// Whether something is queued, after a sleep that only the detector has ended, and nobody announces it. To be asked
+    /// before the state says that the dispatcher runs: until then whoever has pushed and not notified will end a sleep.
+    fn is_lost(&mut self) -> bool {
+        for _ in 0..CONFIRMATIONS {
+            if !self.io.poller.is_silent() || !self.has_queued_work() {
+                return false;
+            }
+            let detector = self.io.shared.config.detector.max(SHORTEST);
+            if let Err(error) = self.io.poller.poll(Some(detector)) {
+                tracing::error!(%error, "the poller failed");
+                return false;
+            }
+        }
+        self.io.poller.is_silent()
     }
 
     /// Goes to sleep, by the ritual: announce, look at every queue, arm UCX, let it work once more, make sure that no
-    /// edge of its descriptor was used up, commit. What is left is to wait for the poller's descriptor, and to wake up.
+    /// edge of its descriptor was used up, let UCX work a last time, commit. What is left is to wait for the poller's
+    /// descriptor, and to wake up.
     pub(super) fn fall_asleep(&mut self, woken: &dyn Fn() -> bool) -> Option<Asleep> {
         let shared = self.io.shared.clone();
         let counters = &shared.counters;
@@ -78,7 +103,7 @@ impl Core {
         self.update_clock();
         // Nobody else says for as long as it sleeps how things stand.
         self.io.publish(self.conns.len());
-        let detector = shared.config.detector.max(Duration::from_millis(1));
+        let detector = shared.config.detector.max(SHORTEST);
         let timer = self.io.timers.next().map(|at| at.saturating_duration_since(self.io.now));
         let longest = if armed { detector } else { NAP };
         let timeout = timer.map_or(longest, |t| t.min(longest));
@@ -89,7 +114,7 @@ impl Core {
 
     /// Says why the sleep ended, and acts on it. `by_timer` says whose time is over if there are no edges: a timer's or the
     /// detector's.
-    fn after_sleep(&mut self, by_timer: Option<bool>) {
+    fn after_sleep(&mut self, by_timer: Option<bool>, lost: bool) {
         let mut edges = std::mem::take(&mut self.io.edges);
         self.io.poller.take(&mut edges);
         let counters = &self.io.shared.counters;
@@ -106,7 +131,7 @@ impl Core {
             Some(true) => counters.wakes_by_timer.add(1),
             Some(false) => {
                 counters.detector_timeouts.add(1);
-                self.detect();
+                self.detect(lost);
             }
             None => {}
         }
@@ -115,29 +140,31 @@ impl Core {
         self.fire_timers();
     }
 
-    /// The safety timeout ended a sleep: is there work that nothing announced? What arrives just now announces itself,
-    /// so the poller is asked before and after.
-    fn detect(&mut self) {
-        if self.has_pending_edges() {
-            return;
-        }
-        let queued = self.has_queued_work();
-        let found = queued || self.progress();
-        if !found || (!queued && self.has_pending_edges()) {
+    /// The safety timeout ended a sleep: is there work that nothing announced? What UCX has got just now announces itself,
+    /// so the poller is asked before and after. What is in the queues was looked at while the state still said asleep.
+    fn detect(&mut self, lost: bool) {
+        if !lost && (self.has_edges_within(Duration::ZERO) || !self.progress() || self.has_edges_within(self.grace())) {
             return;
         }
         self.io.shared.counters.wake_detector_hits.add(1);
-        tracing::error!(dispatcher = self.io.shared.id, queued, "a wake-up was lost: please report this");
+        tracing::error!(dispatcher = self.io.shared.id, queued = lost, "a wake-up was lost: please report this");
     }
 
-    fn has_pending_edges(&mut self) -> bool {
-        if self.io.poller.poll(Some(Duration::ZERO)).is_err() {
-            return true;
-        }
+    /// What the detector finds counts as lost if nothing announces it for so long: between its arrival and its announcement
+    /// another thread, or the kernel, may be kept from running.
+    fn grace(&self) -> Duration {
+        self.io.shared.config.detector / 2
+    }
+
+    /// Whether the poller has something, or gets it in time. What it has stays for the next turn.
+    fn has_edges_within(&mut self, time: Duration) -> bool {
         let mut edges = std::mem::take(&mut self.io.edges);
-        let before = edges.len();
-        self.io.poller.take(&mut edges);
-        let any = edges.len() > before;
+        let mut any = !edges.is_empty();
+        if !any {
+            let failed = self.io.poller.poll(Some(time)).is_err();
+            self.io.poller.take(&mut edges);
+            any = failed || !edges.is_empty();
+        }
         self.io.edges = edges;
         any
     }
@@ -174,6 +201,12 @@ impl Core {
             }
         }
         self.io.useless_edges = 0;
+        // What that progress could not see yet: UCX's own thread, which it waited for, leaves it work without a signal, and
+        // Soft-RoCE may look whether we are armed before it lets us see the completion (`docs/rdma.md`).
+        if worker.progress() != 0 {
+            counters.arm_progress_found.add(1);
+            return false;
+        }
         true
     }
 }
@@ -183,4 +216,56 @@ fn is_readable(fd: std::os::fd::BorrowedFd<'_>) -> bool {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     let mut fds = [PollFd::new(&fd, PollFlags::IN)];
     poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|n| n > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::mpsc,
+        thread,
+        time::{Duration, Instant},
+    };
+
+    use crate::{Dispatcher, DispatcherConfig, config::WaitPolicy, driver::Command};
+
+    const DETECTOR: Duration = Duration::from_millis(40);
+
+    /// Pushes to a dispatcher that sleeps, and notifies it `late`, or never. Says how many wake-ups it counts as lost.
+    fn hits_with_a_producer(late: Option<Duration>) -> u64 {
+        let config = DispatcherConfig { wait: WaitPolicy::Event, detector: DETECTOR, ..DispatcherConfig::default() };
+        let dispatcher = Dispatcher::spawn(config).expect("a dispatcher");
+        let started = Instant::now();
+        while dispatcher.shared.counters.sleeps.get() == 0 {
+            assert!(started.elapsed() < Duration::from_secs(10), "it never sleeps");
+            thread::yield_now();
+        }
+        let (done, served) = mpsc::channel();
+        // As `command` does it, by a thread that the system stops in between.
+        let task = Command::Spawn(Box::new(move || {
+            Box::pin(async move {
+                let _ = done.send(());
+            })
+        }));
+        dispatcher.shared.commands.push(task);
+        if let Some(late) = late {
+            thread::sleep(late);
+            dispatcher.shared.nudge();
+        }
+        served.recv_timeout(Duration::from_secs(10)).expect("it is served all the same");
+        let hits = dispatcher.stats().wake_detector_hits;
+        dispatcher.shutdown();
+        hits
+    }
+
+    #[test]
+    fn a_producer_that_is_late_with_its_notification_is_no_lost_wake_up() {
+        for _ in 0..5 {
+            assert_eq!(hits_with_a_producer(Some(DETECTOR * 2)), 0);
+        }
+    }
+
+    #[test]
+    fn a_push_that_is_never_announced_is_found() {
+        assert_eq!(hits_with_a_producer(None), 1);
+    }
 }

@@ -173,23 +173,30 @@ impl super::Core {
 
 /// The waker of a `block_on` future.
 pub(crate) struct RootWaker {
+    /// Woken by the thread that runs the loop: needs no read-modify-write to be taken.
+    woken_here: AtomicBool,
     woken: AtomicBool,
     dispatcher: Arc<dispatcher::Shared>,
 }
 
 impl RootWaker {
     pub(crate) fn new(dispatcher: Arc<dispatcher::Shared>) -> Arc<Self> {
-        Arc::new(Self { woken: AtomicBool::new(true), dispatcher })
+        Arc::new(Self { woken_here: AtomicBool::new(true), woken: AtomicBool::new(false), dispatcher })
     }
 
     /// Whether it was woken since the last call.
     #[inline]
     pub(crate) fn take(&self) -> bool {
-        self.woken.load(Ordering::Relaxed) && self.woken.swap(false, Ordering::AcqRel)
+        let here = self.woken_here.load(Ordering::Relaxed);
+        if here {
+            self.woken_here.store(false, Ordering::Relaxed);
+        }
+        let elsewhere = self.woken.load(Ordering::Relaxed) && self.woken.swap(false, Ordering::AcqRel);
+        here || elsewhere
     }
 
     pub(crate) fn is_woken(&self) -> bool {
-        self.woken.load(Ordering::SeqCst)
+        self.woken_here.load(Ordering::Relaxed) || self.woken.load(Ordering::SeqCst)
     }
 }
 
@@ -201,7 +208,7 @@ impl Wake for RootWaker {
     fn wake_by_ref(self: &Arc<Self>) {
         if super::is_current(self.dispatcher.id) {
             // The loop that looks at it is this thread.
-            self.woken.store(true, Ordering::Relaxed);
+            self.woken_here.store(true, Ordering::Relaxed);
         } else {
             self.woken.store(true, Ordering::SeqCst);
             self.dispatcher.nudge();

@@ -69,15 +69,15 @@ impl TcpLink {
     pub(super) fn send_now(
         &mut self,
         core: &mut ConnCore,
-        outgoing: Outgoing,
+        outgoing: &mut Option<Outgoing>,
         len: u64,
-    ) -> Result<Result<()>, Outgoing> {
+    ) -> Option<Result<()>> {
         let mut half = lock(&self.half);
         if !half.is_idle() || !half.numbering.take_credit(len) {
-            return Err(outgoing);
+            return None;
         }
         count_sent(&core.shared, len);
-        Ok(half.send_now(outgoing, core.credit_due(Urgency::Piggyback)).map(drop))
+        Some(half.send_now(outgoing.take()?, core.credit_due(Urgency::Piggyback)).map(drop))
     }
 
     /// Reads until the socket is empty or the turn's budget is spent; whether there was anything.
@@ -93,8 +93,8 @@ impl TcpLink {
             return Ok(false);
         }
         let full = |core: &ConnCore| {
-            core.deliver.bytes() >= core.config.recv_window_bytes
-                || core.deliver.len() >= core.config.recv_window_frames as usize
+            let (frames, bytes) = core.untaken();
+            bytes >= core.config.recv_window_bytes || frames >= core.config.recv_window_frames as usize
         };
         if !self.native && full(core) {
             self.throttled = true;
@@ -116,7 +116,7 @@ impl TcpLink {
         let StreamSink { controls, granted, .. } = sink;
         io.scratch = scratch;
         if core.shared.counters.frames_received.get() != before {
-            core.shared.reader.wake();
+            core.wake_reader();
         }
         let heard = budget < all;
         if heard {

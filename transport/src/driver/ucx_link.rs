@@ -49,6 +49,13 @@ pub(super) fn rendezvous_from(lanes: &str) -> u64 {
     }
 }
 
+/// How many bodies of one connection are fetched at a time. Over shared memory more keep nothing busier, and each has a
+/// buffer of its own: those that are in use would no longer fit into the processor's caches.
+pub(super) fn fetches_at_a_time(lanes: &str) -> u32 {
+    let shared_memory = ["posix", "sysv", "xpmem", "cma", "knem"].iter().any(|name| lanes.contains(name));
+    if shared_memory { 4 } else { u32::MAX }
+}
+
 /// A UCX operation that has not completed.
 pub(crate) enum UcxOp {
     /// A send, and who waits for it.
@@ -102,8 +109,9 @@ pub(crate) struct UcxLink {
     numbering: Numbering,
     inflight: u32,
     fetches: u32,
+    max_fetches: u32,
     rendezvous_from: u64,
-    /// Rendezvous whose bodies found no place yet, oldest first.
+    /// Rendezvous whose bodies found no place yet, or have as many fetches before them as go at a time; oldest first.
     no_room: VecDeque<Waiting>,
     /// Bodies that overtook their heads.
     headless: Vec<Headless>,
@@ -125,7 +133,7 @@ impl UcxLink {
         source: Key,
         inbox: BytesMut,
         numbering: Numbering,
-        rendezvous_from: u64,
+        (rendezvous_from, max_fetches): (u64, u32),
     ) -> Self {
         Self {
             ep,
@@ -137,6 +145,7 @@ impl UcxLink {
             numbering,
             inflight: 0,
             fetches: 0,
+            max_fetches,
             rendezvous_from,
             no_room: VecDeque::new(),
             headless: Vec::new(),
@@ -149,13 +158,13 @@ impl UcxLink {
         &mut self,
         core: &mut ConnCore,
         io: &mut Io,
-        outgoing: Outgoing,
+        outgoing: &mut Option<Outgoing>,
         len: u64,
-    ) -> Result<Result<()>, Outgoing> {
+    ) -> Option<Result<()>> {
         if self.inflight >= MAX_INFLIGHT || self.numbering.is_stalled() || !self.numbering.take_credit(len) {
-            return Err(outgoing);
+            return None;
         }
-        Ok(self.put(core, io, outgoing, len))
+        Some(self.put(core, io, outgoing.take()?, len))
     }
 
     /// Whether large transfers or a full window are under way: what is sent now may be long in coming.
@@ -226,13 +235,11 @@ impl UcxLink {
     ) -> Result<()> {
         let mut bytes = [0; MAX_HEADER];
         let len = header.encode(&mut bytes);
-        // The slot is taken before UCX is called: its completion may come inside the call.
-        let entry = io.ops.vacant_entry();
-        let token = entry.key() as u64;
-        entry.insert(UcxOp::Send { connection: core.key, done });
+        // The slot is known before UCX is called and taken after it: a completion inside the call is an event for later.
+        let token = io.ops.vacant_key() as u64;
         let Some(worker) = io.live_worker() else { return Err(gone()) };
         let sent = worker.send_copy(self.ep, &bytes[..len], parts, token);
-        self.sent_or_pending(io, token, sent)
+        self.sent_or_pending(core, io, token, done, sent)
     }
 
     fn own(
@@ -252,30 +259,34 @@ impl UcxLink {
         if mode == Mode::Rendezvous {
             core.shared.counters.rendezvous_sent.add(1);
         }
-        let token = io.ops.insert(UcxOp::Send { connection: core.key, done }) as u64;
+        let token = io.ops.vacant_key() as u64;
         let Some(worker) = io.live_worker() else { return Err(gone()) };
         let sent = worker.send_owned(self.ep, &bytes[..len + head.len()], payload, mode, token);
-        self.sent_or_pending(io, token, sent)
+        self.sent_or_pending(core, io, token, done, sent)
     }
 
     #[inline]
-    fn sent_or_pending(&mut self, io: &mut Io, token: u64, sent: Result<Sent>) -> Result<()> {
-        match sent {
-            Ok(Sent::Pending) => {
+    fn sent_or_pending(
+        &mut self,
+        core: &ConnCore,
+        io: &mut Io,
+        token: u64,
+        done: Option<Completion>,
+        sent: Result<Sent>,
+    ) -> Result<()> {
+        match sent? {
+            Sent::Pending => {
                 self.inflight += 1;
-                Ok(())
+                let slot = io.ops.insert(UcxOp::Send { connection: core.key, done });
+                debug_assert_eq!(slot as u64, token, "nothing else takes a slot while UCX is called");
             }
-            Ok(Sent::Done) => {
-                if let UcxOp::Send { done: Some(done), .. } = io.ops.remove(token as usize) {
+            Sent::Done => {
+                if let Some(done) = done {
                     done.complete(Ok(()));
                 }
-                Ok(())
-            }
-            Err(error) => {
-                io.ops.remove(token as usize);
-                Err(error)
             }
         }
+        Ok(())
     }
 
     /// A data message that came whole.
@@ -391,6 +402,10 @@ impl UcxLink {
         rndv: Rendezvous,
     ) -> Result<()> {
         let len = rndv.len() as u64;
+        if core.config.planner.is_none() && self.fetches >= self.max_fetches {
+            self.no_room.push_back(Waiting { seq, head, rndv });
+            return Ok(());
+        }
         match receive::place(core, io, &head, len)? {
             // Later bodies must not take what an earlier one waits for: they are delivered behind it anyway, and would
             // hold the quota until then.
@@ -443,7 +458,9 @@ impl UcxLink {
 
     /// Asks the pool again for bodies that found no room.
     pub(super) fn retry_quota(&mut self, core: &mut ConnCore, io: &mut Io) -> Result<()> {
-        while let Some(waiting) = self.no_room.pop_front() {
+        while self.fetches < self.max_fetches
+            && let Some(waiting) = self.no_room.pop_front()
+        {
             match receive::pool_buf(io, waiting.rndv.len() as u64) {
                 Some(buf) => {
                     let (seq, head) = (waiting.seq, waiting.head);
@@ -470,6 +487,7 @@ impl UcxLink {
         result: Result<()>,
     ) -> Result<()> {
         self.fetches -= 1;
+        self.retry_quota(core, io)?;
         match op {
             UcxOp::Send { .. } | UcxOp::FetchCm { .. } => Ok(()),
             UcxOp::FetchFor { reply, .. } => {
@@ -588,7 +606,7 @@ impl Backend for UcxLink {
     }
 
     fn waits_for_pool(&self) -> bool {
-        !self.no_room.is_empty()
+        !self.no_room.is_empty() && self.fetches < self.max_fetches
     }
 
     fn fetch(&mut self, core: &mut ConnCore, io: &mut Io, id: PendingId, mut reply: FetchReply) -> Result<()> {
@@ -694,7 +712,7 @@ impl Core {
         };
         match result {
             Ok(()) => {
-                core.shared.reader.wake();
+                core.wake_reader();
                 self.settle(key);
             }
             Err(error) => {

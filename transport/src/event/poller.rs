@@ -95,6 +95,11 @@ impl Poller {
         }
     }
 
+    /// Whether the last [`Poller::poll`] has found nothing.
+    pub(crate) fn is_silent(&self) -> bool {
+        self.events.is_empty()
+    }
+
     /// Moves the edges of the last [`Poller::poll`] to `out`.
     pub(crate) fn take(&mut self, out: &mut Vec<Edge>) {
         out.extend(self.events.iter().map(|event| Edge {

@@ -335,6 +335,70 @@ fn a_sleeper_never_misses_a_push() {
     });
 }
 
+/// What the detector rests on: if it finds something queued while the state says asleep, then whoever pushed it has yet to end
+/// the sleep, or has. Waiting for that ends, so a producer that is merely late is never taken for a lost wake-up.
+#[test]
+fn what_is_found_in_sleep_is_still_announced() {
+    model(3, || {
+        let (wake, epoll) = (Arc::new(WakeState::new()), EventFd::new());
+        let (sender, mut receiver) = bounded(ROOMY);
+        let producers = [0b01, 0b10].map(|value| {
+            let (sender, wake, epoll) = (sender.clone(), wake.clone(), epoll.clone());
+            thread::spawn(move || {
+                sender.push(value, 1).unwrap();
+                if wake.notify() {
+                    epoll.write();
+                }
+            })
+        });
+        wake.begin_arming();
+        if receiver.is_empty() && wake.commit_sleep() {
+            // The detector's time is over at once.
+            if !receiver.is_empty() {
+                epoll.wait();
+            }
+            wake.wake_up();
+        } else {
+            wake.wake_up();
+        }
+        join(producers);
+        let mut sum = 0;
+        while let Some(value) = receiver.pop() {
+            sum += value;
+        }
+        assert_eq!(sum, 0b11);
+    });
+}
+
+/// With the state at running before the queue is looked at, as a sleep that is over would have it, it may never end.
+#[cfg(loom)]
+#[test]
+#[should_panic(expected = "it would wait for ever")]
+fn the_model_catches_a_look_after_wake_up() {
+    model(3, || {
+        let (wake, epoll) = (Arc::new(WakeState::new()), EventFd::new());
+        let (sender, mut receiver) = bounded(ROOMY);
+        let producer = {
+            let (wake, epoll) = (wake.clone(), epoll.clone());
+            thread::spawn(move || {
+                sender.push(0b01, 1).unwrap();
+                if wake.notify() {
+                    epoll.write();
+                }
+            })
+        };
+        let mut waits = false;
+        wake.begin_arming();
+        if receiver.is_empty() && wake.commit_sleep() {
+            wake.wake_up();
+            waits = !receiver.is_empty();
+        }
+        join([producer]);
+        assert!(!waits || epoll.writes.load(Ordering::SeqCst) > 0, "it would wait for ever");
+        while receiver.pop().is_some() {}
+    });
+}
+
 #[test]
 fn a_sleeper_never_misses_a_token() {
     model(2, || {

@@ -132,6 +132,9 @@ pub(super) unsafe extern "C" fn on_failure(arg: *mut c_void, ep: ucp_ep_h, statu
         return;
     }
     slot.failed.set(true);
+    if slot.is_closing() {
+        return;
+    }
     // SAFETY: the core outlives its slots.
     let core = unsafe { slot.core.as_ref() };
     core.push(Item::Failed { ep: slot.id(), status });

@@ -3,11 +3,17 @@
 //! Closing is forced, which UCX 1.13 survives only once the endpoint is connected: with a connection message still in a
 //! queue, its tcp lane asserts. So every endpoint is flushed when it is made; the end of that flush, good or bad, says that
 //! connecting is over, and a close that comes earlier waits for it. Such an endpoint is stale for its user at once.
+//!
+//! A tcp lane must also have nothing left to send when it is closed. UCX (1.13 to 1.22) keeps the socket of a closed endpoint
+//! until the peer's goodbye comes, and frees the lane when it does; if the same look at the socket also finds room for
+//! what was left to send, UCX then uses the freed lane. Two sides that give a connection up under load, because its link
+//! was cut, say, meet exactly so when the link is back. So the close of an endpoint over tcp waits until a flush of it
+//! has nothing to do, or it has failed. Towards a peer that does not read that may take long: see [`Worker::reset_sockets`].
 
 use std::{
     cell::Cell,
     collections::HashMap,
-    ffi::{CStr, c_void},
+    ffi::c_void,
     mem,
     ptr::{self, NonNull},
 };
@@ -15,10 +21,16 @@ use std::{
 use ucx_sys::{self as sys, ucp_ep_h};
 
 use super::{
-    callback, status,
+    callback,
+    inspect::printed,
+    status,
     worker::{Core, Worker},
 };
 use crate::error::{Error, ErrorKind};
+
+/// A close waits for this many flushes that had something to do. Each ends with what was sent before it, and only what UCX
+/// sends by itself can come after it.
+const MAX_WAITS: u8 = 16;
 
 /// An endpoint of one worker. It goes stale when the endpoint is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -39,6 +51,8 @@ pub(super) struct Slot {
     pub(super) settling: Cell<u32>,
     /// Closed by its user: its id is stale.
     closing: Cell<bool>,
+    /// Flushes that a close has waited for.
+    waits: Cell<u8>,
     pub(super) failed: Cell<bool>,
     /// Messages carry our reply endpoint.
     reply: Cell<bool>,
@@ -51,7 +65,12 @@ impl Slot {
 
     /// Whether a callback about `ep` is about this slot's present endpoint.
     pub(super) fn is_of(&self, ep: ucp_ep_h) -> bool {
-        self.creating.get() || (!ep.is_null() && self.ep.get() == ep && !self.closing.get())
+        self.creating.get() || (!ep.is_null() && self.ep.get() == ep)
+    }
+
+    /// Whether its user has closed it.
+    pub(super) fn is_closing(&self) -> bool {
+        self.closing.get()
     }
 }
 
@@ -115,6 +134,7 @@ impl Table {
                 creating: Cell::new(false),
                 settling: Cell::new(0),
                 closing: Cell::new(false),
+                waits: Cell::new(0),
                 failed: Cell::new(false),
                 reply: Cell::new(false),
             };
@@ -131,11 +151,16 @@ impl Table {
         self.by_handle.remove(&(slot.ep.get() as usize));
     }
 
-    /// The next endpoint that waited to be closed and can be.
-    fn pop_settled(&mut self) -> Option<NonNull<Slot>> {
+    /// Endpoints whose close waits.
+    pub(super) fn waiting(&self) -> usize {
+        self.closing.len()
+    }
+
+    /// The next endpoint from `from` on whose close waits, and whose flush has ended.
+    fn settled(&self, from: usize) -> Option<(usize, NonNull<Slot>)> {
         // SAFETY: as in `slot`.
-        let at = self.closing.iter().position(|slot| unsafe { slot.as_ref() }.settling.get() == 0)?;
-        Some(self.closing.swap_remove(at))
+        let at = self.closing[from..].iter().position(|slot| unsafe { slot.as_ref() }.settling.get() == 0)? + from;
+        Some((at, self.closing[at]))
     }
 }
 
@@ -192,6 +217,7 @@ impl Worker {
         set(&mut params);
         slot.failed.set(false);
         slot.closing.set(false);
+        slot.waits.set(0);
         slot.settling.set(0);
         slot.reply.set(reply);
         slot.creating.set(true);
@@ -237,7 +263,7 @@ impl Worker {
     }
 
     /// Has UCX say when connecting is over.
-    fn settle(&mut self, place: NonNull<Slot>) {
+    fn settle(&self, place: NonNull<Slot>) {
         let core = self.core();
         // SAFETY: slots live as long as the core.
         let slot = unsafe { place.as_ref() };
@@ -251,39 +277,62 @@ impl Worker {
         slot.settling.set(slot.settling.get() + u32::from(sys::UCS_PTR_IS_PTR(request)));
     }
 
-    /// Closes an endpoint: its id is stale from here on, and what is in flight on it ends with an error event, now or with
+    /// Closes an endpoint: its id is stale from here on, and what is in flight on it ends with an event, now or with
     /// later progress. A stale id changes nothing.
     ///
-    /// While UCX is still connecting the endpoint, the close waits for that in the background. A peer that is stopped can
-    /// delay it without limit; until then the endpoint counts among [`super::Counters::endpoints`].
+    /// While UCX is still connecting the endpoint, or has something left to send over tcp, the close waits for that in the
+    /// background. A peer that is stopped can delay it without limit; until then the endpoint counts among
+    /// [`super::Counters::endpoints`], and [`Worker::reset_sockets`] puts an end to it.
     pub(crate) fn close(&mut self, id: EndpointId) {
         let core = self.core();
         let place = {
             let mut table = core.endpoints.borrow_mut();
             let Some(place) = table.slot(id).map(NonNull::from) else { return };
             // SAFETY: slots live as long as the core.
-            let slot = unsafe { place.as_ref() };
-            table.retire(slot);
-            if slot.settling.get() > 0 {
-                table.closing.push(place);
-                core.closing.set(table.closing.len());
-                return;
-            }
+            table.retire(unsafe { place.as_ref() });
             place
         };
-        self.close_now(place);
+        if self.is_quiet(place) {
+            return self.close_now(place);
+        }
+        let mut table = core.endpoints.borrow_mut();
+        table.closing.push(place);
+        core.closing.set(table.closing.len());
+    }
+
+    /// Whether an endpoint may be closed by force now. If not, a flush is under way, after which it is to be asked again.
+    fn is_quiet(&self, place: NonNull<Slot>) -> bool {
+        // SAFETY: slots live as long as the core.
+        let slot = unsafe { place.as_ref() };
+        if slot.settling.get() > 0 {
+            return false;
+        }
+        // A failed endpoint has lost its lanes, and endpoints of the connection manager have another kind of tcp lane.
+        if slot.failed.get() || slot.reply.get() || slot.waits.get() >= MAX_WAITS || !self.has_sockets(slot.ep.get()) {
+            return true;
+        }
+        slot.waits.set(slot.waits.get() + 1);
+        self.settle(place);
+        slot.settling.get() == 0
     }
 
     /// Closes what waited for it and is settled; says how many, because a close is work that an armed worker must not sleep on.
     #[cold]
     pub(super) fn close_settled(&mut self) -> u32 {
-        let mut count = 0;
+        let (mut count, mut from) = (0, 0);
         loop {
             let core = self.core();
-            let next = core.endpoints.borrow_mut().pop_settled();
-            let Some(place) = next else { break };
-            self.close_now(place);
-            count += 1;
+            let next = core.endpoints.borrow().settled(from);
+            let Some((at, place)) = next else { break };
+            if self.is_quiet(place) {
+                core.endpoints.borrow_mut().closing.swap_remove(at);
+                self.close_now(place);
+                count += 1;
+            } else {
+                // The flush that this has started is work as well: the worker was armed before it, if at all.
+                count += 1;
+                from = at + 1;
+            }
         }
         let left = self.core().endpoints.borrow().closing.len();
         self.core().closing.set(left);
@@ -310,29 +359,22 @@ impl Worker {
         }
     }
 
+    /// Whether an endpoint has a tcp lane.
+    fn has_sockets(&self, ep: ucp_ep_h) -> bool {
+        self.lanes(ep).split('+').any(|lane| lane == "tcp" || lane.starts_with("tcp/"))
+    }
+
     /// The transports that the endpoint uses at the moment, in lane order, such as `sysv`, `tcp/lo` or `rc_verbs/rxe0:1`.
     /// Until the first messages went both ways UCX may still change them. Empty for a stale id.
     pub(crate) fn endpoint_info(&self, id: EndpointId) -> String {
+        let ep = self.core().endpoints.borrow().slot(id).map(|slot| slot.ep.get());
+        ep.map(|ep| self.lanes(ep)).unwrap_or_default()
+    }
+
+    fn lanes(&self, ep: ucp_ep_h) -> String {
         let core = self.core();
-        let Some(ep) = core.endpoints.borrow().slot(id).map(|slot| slot.ep.get()) else { return String::new() };
-        let mut text: *mut libc::c_char = ptr::null_mut();
-        let mut len = 0;
-        // SAFETY: two places to write to, valid until the stream is closed.
-        let stream = unsafe { libc::open_memstream(&mut text, &mut len) };
-        if stream.is_null() {
-            return String::new();
-        }
-        // SAFETY: a live endpoint of this thread's worker, and an open stream, closed once; then `text` is a C string of ours.
-        let printed = unsafe {
-            core.ucx.ucp_ep_print_info(ep, stream);
-            libc::fclose(stream);
-            if text.is_null() {
-                return String::new();
-            }
-            let printed = CStr::from_ptr(text).to_string_lossy().into_owned();
-            libc::free(text.cast());
-            printed
-        };
+        // SAFETY: callers have a live endpoint of this thread's worker; an open stream.
+        let printed = printed(|stream| unsafe { core.ucx.ucp_ep_print_info(ep, stream) });
         transports(&printed)
     }
 }

@@ -1,9 +1,11 @@
 //! Real UCX. It reads its settings when it is loaded, so every scenario runs in a process of its own, once per transport.
 
+mod closing;
 mod cm;
 mod curve;
 mod death;
 mod latency;
+mod lost;
 mod scenarios;
 
 use std::{
@@ -41,6 +43,9 @@ fn child() {
         "self" => scenarios::self_connection(),
         "garbage" => scenarios::garbage_addresses(),
         "abrupt" => scenarios::abrupt(),
+        "busy_close" => closing::both_give_up(),
+        "unread" => closing::a_peer_that_does_not_read(),
+        "limited" => closing::time_limit(),
         "killed" => death::killed_peer(),
         "latency" => latency::ping(),
         "overhead" => latency::overhead(),
@@ -50,6 +55,7 @@ fn child() {
         "cm_reject" => cm::reject(),
         "rejecter" => cm::rejecter(),
         "cm_cycles" => cm::cycles(),
+        "rally" => lost::rally_of_two(),
         "curve_accepting" => curve::accepting(),
         "curve_dialling" => curve::dialling(),
         other => panic!("no scenario {other}"),
@@ -126,6 +132,9 @@ over! {
     a_worker_can_talk_to_itself: "self" over "tcp", "posix", "sysv", "all";
     garbage_addresses_are_refused: "garbage" over "tcp", "posix", "all";
     endpoints_can_be_closed_at_any_time: "abrupt" over "tcp", "posix", "sysv", "all";
+    both_sides_may_close_with_data_under_way: "busy_close" over "tcp", "posix", "sysv", "all";
+    a_peer_that_does_not_read_is_given_up: "unread" over "tcp";
+    sockets_get_a_time_limit: "limited" over "tcp";
     a_killed_peer_fails_everything_once: "killed" over "tcp", "posix", "sysv", "all";
     connection_requests_are_accepted: "cm" over "tcp", "all";
     connection_requests_are_rejected: "cm_reject" over "tcp", "all";

@@ -33,6 +33,12 @@ use crate::error::{Error, ErrorKind};
 /// The one AM id. Unknown ids crash UCX (1.12 to 1.16), so everything goes by id 0 and our own header.
 pub(super) const AM_ID: u32 = 0;
 
+/// How long a worker that ends waits for endpoints over tcp whose peers do not read, before it resets their sockets.
+const PATIENCE: Duration = Duration::from_millis(50);
+
+/// What may be outstanding when sockets are reset ends within microseconds; the end of a worker waits at least this long for it.
+const RESET_GRACE: Duration = Duration::from_millis(100);
+
 /// How long dropping a worker waits for what is outstanding.
 const DROP_GRACE: Duration = Duration::from_millis(100);
 
@@ -53,6 +59,9 @@ pub(crate) enum Armed {
     /// Something is there already: progress again.
     Busy,
 }
+
+/// Some endpoints wait to be closed; says whether all do.
+pub(crate) struct OnlyClosing(pub(crate) bool);
 
 /// What is outstanding on a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -256,6 +265,12 @@ impl Worker {
         }
     }
 
+    /// Whether [`poll_event`](Self::poll_event) has something.
+    #[inline]
+    pub(crate) fn has_events(&self) -> bool {
+        !self.core().queue.borrow().is_empty()
+    }
+
     /// The next event, in the order in which UCX called back.
     #[inline]
     pub(crate) fn poll_event(&mut self) -> Option<Event> {
@@ -310,6 +325,17 @@ impl Worker {
             && self.core().listeners.borrow().is_empty()
     }
 
+    /// Whether some endpoints wait to be closed, and whether there is nothing else that uses the worker.
+    #[inline]
+    pub(crate) fn closing(&self) -> Option<OnlyClosing> {
+        let core = self.core();
+        if core.closing.get() == 0 {
+            return None;
+        }
+        let endpoints = core.endpoints.borrow();
+        Some(OnlyClosing(endpoints.open() == endpoints.waiting() && core.listeners.borrow().is_empty()))
+    }
+
     /// What is outstanding.
     pub(crate) fn inflight(&self) -> Counters {
         let core = self.core();
@@ -334,8 +360,9 @@ impl Worker {
         self.end(deadline)
     }
 
-    fn end(&mut self, deadline: Instant) -> bool {
+    fn end(&mut self, mut deadline: Instant) -> bool {
         self.ended = true;
+        let mut patience = Some(Instant::now() + PATIENCE);
         self.close_listeners();
         // Announcements that nobody took are refused while there still is an endpoint to tell the sender by.
         while let Some(event) = self.poll_event() {
@@ -356,7 +383,14 @@ impl Worker {
                 break;
             }
             if !worked && !drained {
-                if Instant::now() >= deadline {
+                let now = Instant::now();
+                if self.core().closing.get() > 0 && patience.take_if(|until| now >= *until || now >= deadline).is_some()
+                {
+                    deadline = deadline.max(now + RESET_GRACE);
+                    self.reset_sockets();
+                    continue;
+                }
+                if now >= deadline {
                     // These may never end, and need nothing but the worker's own end.
                     if (Counters { sends: 0, fetches: 0, ..left }) == Counters::default() {
                         tracing::warn!(?left, "ucx has not ended operations of endpoints that are closed");

@@ -261,7 +261,9 @@ pub(super) fn force_close() {
         }
         tokens.extend(fetches.iter().map(|token| token + 1000));
         ends.assert_exactly(&tokens);
-        assert!(round > 0 || ends.failed > 0, "nothing was in flight");
+        // Over tcp a close waits until what was sent is out, and this peer takes it.
+        let drains = std::env::var("UCX_TLS").expect("set for scenarios") == "tcp";
+        assert!(round > 0 || drains || ends.failed > 0, "nothing was in flight");
         pair.group.end();
     }
 }

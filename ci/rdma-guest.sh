@@ -1,0 +1,88 @@
+#!/bin/bash
+# ci/rdma-guest.sh FOLDER: the checks over RDMA, inside a guest of ci/rdma-vm.sh; FOLDER has the test programs.
+# Prints what the devices counted for each suite, and ends with a check of the checks: broken verbs must make them fail.
+set -u
+folder=$1
+export UCRPC_TEST_RDMA=1
+ulimit -l unlimited
+bad=0
+counter() { cat "/sys/class/infiniband/$1/ports/1/hw_counters/$2" 2>/dev/null || echo 0; }
+total() { local sum=0 d; for d in rxe0 rxe1; do sum=$((sum + $(counter $d "$1"))); done; echo $sum; }
+
+suite() { # NAME PROGRAM ARGUMENT...
+    local name=$1 sent sends before=$SECONDS status
+    shift
+    sent=$(total sent_pkts) sends=$(total rdma_sends)
+    "$@"
+    status=$?
+    echo "rdma: $name: $([ $status = 0 ] && echo ok || echo FAILED) in $((SECONDS - before)) s;" \
+        "the devices sent $(($(total sent_pkts) - sent)) packets for $(($(total rdma_sends) - sends)) sends"
+    [ $status = 0 ] || bad=1
+    # A suite that passes without the device has tested something else.
+    if [ "$(total sent_pkts)" -le "$sent" ]; then echo "rdma: $name: FAILED: no packet went over RDMA"; bad=1; fi
+}
+
+# Bursts between two sleeping workers, with each ritual of falling asleep. The one that we use loses no wake-up.
+rally() { # UCX_TLS RITUAL
+    local out
+    out=$(UCX_TLS=$1 UCX_NET_DEVICES=rxe0:1 UCX_KEEPALIVE_INTERVAL=60s UCRPC_TEST_UCX_SCENARIO=rally UCRPC_RITUAL=$2 \
+        UCRPC_RALLY_SECONDS="${UCRPC_RALLY_SECONDS:-8}" timeout 100 \
+        "$folder/transport" --exact ucx::tests::child --ignored --nocapture --test-threads=1 2>&1) || { echo "$out"; return 1; }
+    echo "rdma: wake-ups over $1, ritual $2: $(echo "$out" | grep '^SLEEPS')"
+    [ "$2" = bare ] || echo "$out" | grep -q 'LOST 0$'
+}
+
+# Under emulation a part that touches each mechanism: all of it takes ten minutes for each backend.
+part='echo large_bodies_by_rdma_read small_bodies_by_send rendezvous_from plan_into plan_later plan_refuse
+    close_with_data_in_flight abort_with_data_in_flight reader_stops_small credit_both_ways drop_fetch
+    drop_connecting wait_policies soak_event'
+[ "${RDMA_VM_ACCEL:-}" != kvm ] && [ -z "${UCRPC_RDMA_ALL:-}" ] || part=
+
+contract() { # BACKEND
+    local case status=0
+    if [ -z "$part" ]; then "$folder/contract" "$1/"; return; fi
+    for case in $part; do
+        UCRPC_TIMES=1 "$folder/contract" --exact "$1/$case" >/run/case 2>&1 || status=1
+        grep -q '1 passed' /run/case || { status=1; cat /run/case; }
+        grep -E '^ +[0-9.]+ s  ' /run/case
+    done
+    return $status
+}
+
+case ${UCRPC_RDMA_SUITES:-all} in
+all) suites="wake contract rpc faults red" ;;
+*) suites=$UCRPC_RDMA_SUITES ;;
+esac
+for suite in $suites; do
+    case $suite in
+    wake)
+        for tls in rc ud_verbs; do
+            for ritual in bare twice; do suite "sleep over $tls" rally $tls $ritual; done
+        done ;;
+    contract)
+        for backend in ucx-rc ucx-ud; do
+            suite "${part:+part of }the contract over $backend" contract "$backend"
+        done ;;
+    rpc) for backend in ucx-rc ucx-ud; do suite "rpc over $backend" "$folder/rpc" "$backend/"; done ;;
+    faults) suite "faults of the RDMA path" "$folder/two_process" "${UCRPC_RDMA_FILTER:-verbs/}" ;;
+    red)
+        # Broken on purpose: each of these must fail.
+        red() { # WHAT COMMAND...
+            local what=$1
+            shift
+            if timeout 100 "$@" >/run/red.log 2>&1; then
+                echo "rdma: $what: FAILED: the checks pass all the same"
+                bad=1
+            else
+                echo "rdma: $what: the checks fail, as they must: $(grep -m1 -oE 'ucx not available.*|unreachable.*|panicked.*' /run/red.log | cut -c1-150)"
+            fi
+        }
+        red 'wrong GID' env UCX_IB_GID_INDEX=9 "$folder/contract" --exact ucx-rc/echo
+        rdma link delete rxe0
+        red 'no device, rc' "$folder/contract" --exact ucx-rc/echo
+        red 'no device, ud' "$folder/contract" --exact ucx-ud/echo
+        rdma link add rxe0 type rxe netdev eth0
+        suite 'the device is back' "$folder/contract" --exact ucx-rc/echo ;;
+    esac
+done
+exit $bad

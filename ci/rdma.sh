@@ -1,0 +1,25 @@
+#!/bin/bash
+# ci/rdma.sh: builds the tests and runs them over RDMA in guests with Soft-RoCE; `cargo xtask test --rdma` runs it.
+# UCRPC_RDMA_ALL=1: the whole contract also under emulation. UCRPC_RDMA_SUITES="wake contract rpc faults red": only these.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+share=$(mktemp -d)
+trap 'rm -rf "$share"' EXIT
+mkdir "$share/bin"
+# Built here: the guest is slow. They are copied because a later build may remove them.
+cargo test -p ucrpc --test contract --test rpc --test two_process --no-run 2>&1 | tee "$share/log"
+for name in contract rpc two_process; do
+    file=$(sed -n "s/.*Executable tests\/$name\/main.rs (\(.*\))/\1/p" "$share/log" | tail -n 1)
+    cp "$file" "$share/bin/$name"
+done
+cargo test -p ucrpc-transport --lib --no-run 2>&1 | tee "$share/log"
+cp "$(sed -n 's/.*Executable unittests src\/lib.rs (\(.*\))/\1/p' "$share/log" | tail -n 1)" "$share/bin/transport"
+limit=900
+[ -z "${UCRPC_RDMA_ALL:-}" ] || limit=7200
+ci/rdma-vm.sh --mem 2048 --timeout $limit -- bash "$PWD/ci/rdma-guest.sh" "$share/bin"
+[ "${UCRPC_RDMA_SUITES:-all}" = all ] || exit 0
+for tls in rc ud_verbs; do
+    rm -f "$share/listening" "$share/echoed"
+    ci/rdma-vm.sh --nodes 2 --may-crash 0 --mem 1024 --timeout 240 --share "$share" -- \
+        bash "$PWD/ci/rdma-nodes.sh" "$share/bin" "$tls" | sed 's/^\[1\] rdma:/rdma:/'
+done

@@ -1,0 +1,279 @@
+//! Faults of the RDMA path, in a guest of `cargo xtask rdma-vm`: `UCRPC_TEST_RDMA=1` runs these instead of the rest.
+//!
+//! The server has `rxe0`, the client `rxe1`, and between them is a real link that `rdma-vm-link` shapes and cuts. The control
+//! connection goes over `lo` and stays whole, so what is noticed here is noticed on the RDMA path itself.
+
+use std::{process::Command, time::Duration};
+
+use libtest_mimic::Trial;
+
+use crate::{
+    Outcome,
+    process::{Line, Peer, now_us},
+};
+
+/// UCX notices a lost peer in 2 s over RC and 3.5 s over UD (our defaults for Soft-RoCE), idle one keepalive interval later; and a
+/// guest without KVM runs everything ten times slower.
+const NOTICED: Duration = Duration::from_secs(10);
+
+/// Connecting is not what is measured.
+const PATIENT: &str = "connect_timeout_ms=60000 prove_timeout_ms=59000";
+/// Where it fails on purpose, the proof must be given up some time.
+const SOON_GIVEN_UP: &str = "connect_timeout_ms=60000 prove_timeout_ms=8000";
+
+const SERVER: &str = "10.77.0.1";
+
+struct Verbs {
+    name: &'static str,
+    tls: (&'static str, &'static str),
+    lane: &'static str,
+}
+
+const BACKENDS: &[Verbs] = &[
+    Verbs { name: "ucx-rc", tls: ("UCX_TLS", "rc"), lane: "rc_verbs/rxe" },
+    Verbs { name: "ucx-ud", tls: ("UCX_TLS", "ud_verbs"), lane: "ud_verbs/rxe" },
+];
+
+const ON_RXE0: (&str, &str) = ("UCX_NET_DEVICES", "rxe0:1");
+const ON_RXE1: (&str, &str) = ("UCX_NET_DEVICES", "rxe1:1");
+
+pub(crate) fn trials() -> Vec<Trial> {
+    let mut trials = Vec::new();
+    let mut add = |name: String, run: Box<dyn Fn() -> Outcome + Send>| trials.push(crate::retry::trial(name, run));
+    for backend in BACKENDS {
+        for mode in ["idle", "load"] {
+            add(format!("verbs/cut-{mode}/{}", backend.name), Box::new(move || cut(backend, mode)));
+        }
+        add(format!("verbs/loss-and-delay/{}", backend.name), Box::new(move || loss_and_delay(backend)));
+        add(format!("verbs/killed/{}", backend.name), Box::new(move || killed(backend)));
+        add(format!("verbs/wrong-gid/{}", backend.name), Box::new(move || wrong_gid(backend)));
+        add(format!("verbs/missing-device/{}", backend.name), Box::new(move || missing_device(backend)));
+        add(format!("verbs/memlock/{}", backend.name), Box::new(move || memlock(backend)));
+    }
+    // UD aborts the process on a link that is down (UCX 1.13.1); its own device cannot be taken from under it either.
+    add("verbs/link-down/ucx-rc".to_owned(), Box::new(|| link_down(&BACKENDS[0])));
+    add("verbs/removed-device/ucx-rc".to_owned(), Box::new(|| removed_device(&BACKENDS[0])));
+    add("verbs/rdmacm/ucx-rc".to_owned(), Box::new(|| rdmacm(&BACKENDS[0])));
+    trials
+}
+
+/// A program of the guest, which must succeed.
+fn run(program: &str, arguments: &str) {
+    let output = Command::new(program).args(arguments.split(' ')).output().expect("these tests run in a guest");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {arguments}: {text}");
+}
+
+/// The link as it should be, whatever happens to the test.
+struct Link;
+
+impl Link {
+    fn set(to: &str) -> Self {
+        run("rdma-vm-link", to);
+        Self
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        let _ = Command::new("rdma-vm-link").arg("ok").status();
+    }
+}
+
+fn server(backend: &Verbs, scheme: &str, mode: &str) -> (Peer, String) {
+    let mut server = Peer::start("server", &[backend.tls, ON_RXE0]);
+    let address = server.listen(&format!("{scheme}://{SERVER}:0 mode={mode} {PATIENT}"));
+    (server, address)
+}
+
+/// Connects, and checks that both sides say the device.
+fn connect(backend: &Verbs, client: &mut Peer, server: &mut Peer, address: &str, mode: &str) -> (String, String) {
+    let opened = client.connect(&format!("{address} mode={mode} {PATIENT}"));
+    let accepted = server.expect("accepted");
+    for line in [&opened, &accepted] {
+        assert!(line.get("transport").contains(backend.lane), "{line:?}");
+        assert_eq!(line.get("reason"), "none", "{line:?}");
+    }
+    (opened.get("id").to_owned(), accepted.get("id").to_owned())
+}
+
+fn check_end(peer: &mut Peer, id: &str, what: &str, since: u64) {
+    let ended = peer.expect_of("ended", id);
+    let took = Duration::from_micros(ended.number("at").saturating_sub(since));
+    println!("{what}: {} after {took:.1?}; {}", ended.get("text"), ended.get("counts"));
+    let lost = Duration::from_micros(ended.number("lost"));
+    assert!(took <= NOTICED + lost, "noticed after {took:?}: {ended:?}");
+    assert!(["Reset", "TimedOut", "Unreachable"].contains(&ended.get("kind")), "{ended:?}");
+    assert_eq!(ended.get("pending"), "", "operations did not end: {ended:?}");
+    peer.check_balance_within(20_000);
+}
+
+/// Ends a connection in order, and both programs with it.
+fn finish(mut client: Peer, mut server: Peer, id: &str) {
+    client.say(&format!("abort {id}"));
+    client.expect_of("ended", id);
+    server.expect("ended");
+    client.check_balance_within(20_000);
+    server.check_balance_within(20_000);
+    client.quit();
+    server.quit();
+}
+
+fn cut(backend: &Verbs, mode: &str) -> Outcome {
+    let (mut server, address) = server(backend, "ucx", mode);
+    let mut client = Peer::start("client", &[backend.tls, ON_RXE1]);
+    let (id, other) = connect(backend, &mut client, &mut server, &address, mode);
+    std::thread::sleep(Duration::from_millis(500));
+    let since = now_us();
+    let link = Link::set("cut");
+    check_end(&mut client, &id, &format!("{}, cut, {mode}, client", backend.name), since);
+    check_end(&mut server, &other, &format!("{}, cut, {mode}, server", backend.name), since);
+    drop(link);
+    let (id, _) = connect(backend, &mut client, &mut server, &address, mode);
+    finish(client, server, &id);
+    Ok(())
+}
+
+/// What the link loses is sent again, and nothing above notices.
+fn loss_and_delay(backend: &Verbs) -> Outcome {
+    let (mut server, address) = server(backend, "ucx", "echo");
+    let mut client = Peer::start("client", &[backend.tls, ON_RXE1]);
+    let (id, _) = connect(backend, &mut client, &mut server, &address, "ping");
+    for shape in ["loss 1", "delay 20"] {
+        let link = Link::set(shape);
+        let since = now_us();
+        let mut counts = Vec::new();
+        while now_us() - since < 2_000_000 || counts.len() < 3 {
+            let line = client.expect_of("echoed", &id);
+            if line.number("at") > since {
+                counts.push(line.number("count"));
+            }
+        }
+        println!("{}, {shape}: {} echoes", backend.name, counts[counts.len() - 1] - counts[0]);
+        drop(link);
+    }
+    finish(client, server, &id);
+    Ok(())
+}
+
+fn killed(backend: &Verbs) -> Outcome {
+    let (mut server, address) = server(backend, "ucx", "load");
+    let mut client = Peer::start("client", &[backend.tls, ON_RXE1]);
+    let (_, other) = connect(backend, &mut client, &mut server, &address, "load");
+    std::thread::sleep(Duration::from_millis(500));
+    let since = client.kill();
+    check_end(&mut server, &other, &format!("{}, client killed", backend.name), since);
+    let mut client = Peer::start("client", &[backend.tls, ON_RXE1]);
+    let (id, _) = connect(backend, &mut client, &mut server, &address, "load");
+    finish(client, server, &id);
+    Ok(())
+}
+
+/// A client whose verbs do not work is served over TCP, knows why, and gets an error where it asks for UCX.
+fn falls_back(backend: &Verbs, mut client: Peer, what: &str) -> Line {
+    let (server, address) = server(backend, "auto", "echo");
+    let place = address.split_once("://").expect("a scheme").1.to_owned();
+    let line = client.connect(&format!("auto://{place} mode=ping {SOON_GIVEN_UP}"));
+    println!("{}, {what}: {} because {}", backend.name, line.get("transport"), line.get("text"));
+    assert_eq!(line.get("transport"), "tcp", "{line:?}");
+    assert_ne!(line.get("reason"), "none", "{line:?}");
+    client.expect_of("echoed", line.get("id"));
+    let refused = client.ask(&format!("connect ucx://{place} {SOON_GIVEN_UP}"), "connected");
+    assert_eq!(refused.get("ok"), "false", "{refused:?}");
+    client.say(&format!("abort {}", line.get("id")));
+    client.expect_of("ended", line.get("id"));
+    client.check_balance_within(20_000);
+    client.quit();
+    // Others are served over RDMA as before.
+    let mut well = Peer::start("client", &[backend.tls, ON_RXE1]);
+    let opened = well.connect(&format!("auto://{place} mode=ping {PATIENT}"));
+    assert!(opened.get("transport").contains(backend.lane), "{opened:?}");
+    well.expect_of("echoed", opened.get("id"));
+    well.quit();
+    drop(server);
+    line
+}
+
+fn wrong_gid(backend: &Verbs) -> Outcome {
+    let client = Peer::start("client", &[backend.tls, ON_RXE1, ("UCX_IB_GID_INDEX", "9")]);
+    falls_back(backend, client, "wrong gid");
+    Ok(())
+}
+
+fn missing_device(backend: &Verbs) -> Outcome {
+    let client = Peer::start("client", &[backend.tls, ("UCX_NET_DEVICES", "rxe9:1")]);
+    falls_back(backend, client, "missing device");
+    Ok(())
+}
+
+/// Verbs pin memory; a process that may not is as good as one without a device.
+fn memlock(backend: &Verbs) -> Outcome {
+    let limited = ["sh", "-c", r#"ulimit -l 64; exec setpriv --bounding-set=-ipc_lock "$0""#];
+    let client = Peer::start_by(&limited, "client", &[backend.tls, ON_RXE1]);
+    falls_back(backend, client, "64 KiB of locked memory");
+    Ok(())
+}
+
+fn link_down(backend: &Verbs) -> Outcome {
+    let (mut server, address) = server(backend, "ucx", "load");
+    let mut client = Peer::start("client", &[backend.tls, ON_RXE1]);
+    let (id, other) = connect(backend, &mut client, &mut server, &address, "load");
+    std::thread::sleep(Duration::from_millis(500));
+    let since = now_us();
+    run("rdma-vm-link", "down eth1");
+    check_end(&mut client, &id, "link down, client", since);
+    check_end(&mut server, &other, "link down, server", since);
+    client.quit();
+    server.quit();
+    run("rdma-vm-link", "up");
+    let (mut server, address) = self::server(backend, "ucx", "load");
+    let mut client = Peer::start("client", &[backend.tls, ON_RXE1]);
+    let (id, _) = connect(backend, &mut client, &mut server, &address, "load");
+    finish(client, server, &id);
+    Ok(())
+}
+
+/// The device goes away between two runs of a client, and comes back. While a process has it open, rxe does not let it go.
+fn removed_device(backend: &Verbs) -> Outcome {
+    run("rdma", "link delete rxe1");
+    let gone = Peer::start("client", &[backend.tls, ON_RXE1]);
+    let back = scopeguard(|| run("rdma", "link add rxe1 type rxe netdev eth1"));
+    let (server, address) = server(backend, "auto", "echo");
+    let mut gone = gone;
+    let line = gone.connect(&format!("{address} mode=ping {SOON_GIVEN_UP}"));
+    println!("removed device: {} because {}", line.get("transport"), line.get("text"));
+    assert_eq!(line.get("transport"), "tcp", "{line:?}");
+    gone.expect_of("echoed", line.get("id"));
+    gone.quit();
+    drop(back);
+    let mut client = Peer::start("client", &[backend.tls, ON_RXE1]);
+    let opened = client.connect(&format!("{address} mode=ping {PATIENT}"));
+    assert!(opened.get("transport").contains(backend.lane), "{opened:?}");
+    client.quit();
+    drop(server);
+    Ok(())
+}
+
+/// Runs something when it goes out of scope.
+fn scopeguard(work: impl FnMut()) -> impl Drop {
+    struct Guard<F: FnMut()>(F);
+    impl<F: FnMut()> Drop for Guard<F> {
+        fn drop(&mut self) {
+            (self.0)();
+        }
+    }
+    Guard(work)
+}
+
+/// UCX's own connection manager over the RDMA one.
+fn rdmacm(backend: &Verbs) -> Outcome {
+    const CM: (&str, &str) = ("UCX_SOCKADDR_TLS_PRIORITY", "rdmacm");
+    let mut server = Peer::start("server", &[backend.tls, ON_RXE0, CM]);
+    let address = server.listen(&format!("ucx+cm://{SERVER}:0 mode=echo {PATIENT}"));
+    let source = ("UCX_RDMA_CM_SOURCE_ADDRESS", "10.77.0.2");
+    let mut client = Peer::start("client", &[backend.tls, ON_RXE1, CM, source]);
+    let (id, _) = connect(backend, &mut client, &mut server, &address, "ping");
+    client.expect_of("echoed", &id);
+    finish(client, server, &id);
+    Ok(())
+}
