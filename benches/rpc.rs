@@ -1,272 +1,142 @@
-//! Unary echo between two processes on loopback, beside its controls in the same run: blocking TCP sockets and tokio's.
+//! Unary echo between two processes on loopback, beside its controls in the same rounds: bare blocking sockets, bare tokio, the
+//! transport's own ping-pong, `ucx_perftest`; tonic and tarpc where `benches/peers` was built.
 //!
-//! `cargo bench --bench rpc` prints p50 of one outstanding call with both ends asleep on one core, and calls/s of 64 outstanding ones on one
-//! connection; each with its ratio to the control. `cargo bench --bench rpc -- 1000` is a quick look with fewer calls; `rate` or `latency` runs one half.
+//! `cargo bench --bench rpc -- [--rounds N] [--millis N] [FILTER..]`
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+#[path = "rpc/bare_tokio.rs"]
+mod bare_tokio;
+#[path = "rpc/echo.rs"]
+mod echo;
+#[path = "rpc/peers.rs"]
+mod peers;
+#[allow(dead_code, reason = "each benchmark uses a part of it")]
+mod util;
 
-use bytes::Bytes;
-use ucrpc::rpc::service::StreamOffer;
-use ucrpc::transport::spawn_local;
-use ucrpc::{CallContext, Channel, DispatcherConfig, LocalDispatcher, Server, Status, WaitPolicy};
+use std::time::Duration;
 
-ucrpc::rpc::include_proto!("ucrpc.example");
+use echo::Load;
+use util::{
+    Options, machine,
+    ours::{self, TCP, UCX_POSIX, UNIX, Way},
+    perftest,
+    process::Mode,
+    raw::{self, Wait},
+    report::{self, Bar, Row},
+    size_name,
+};
 
-use echo_client::EchoClient;
-use echo_server::{Echo, EchoServer};
-
-struct Service;
-
-impl Echo for Service {
-    async fn echo(&self, context: &mut CallContext, request: EchoRequest) -> Result<EchoResponse, Status> {
-        let attachment = context.take_attachment();
-        context.set_attachment(attachment);
-        Ok(EchoResponse { payload: request.payload })
-    }
-
-    async fn chat(
-        &self,
-        _: &mut CallContext,
-        _: EchoRequest,
-        _: StreamOffer<EchoRequest, EchoResponse>,
-    ) -> Result<EchoResponse, Status> {
-        Ok(EchoResponse::default())
-    }
-}
-
-const SERVER: &str = "UCRPC_BENCH_SERVER";
+const SIZES: [usize; 4] = [64, 4 << 10, 64 << 10, 1 << 20];
+const P50: (&str, &str) = ("p50", "us");
+const RATE: (&str, &str) = ("rate", "/s");
 
 fn main() {
-    if let Ok(kind) = std::env::var(SERVER) {
-        return serve(&kind);
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        ["--role", "rpc", rest @ ..] => return echo::run(rest),
+        ["--role", "tokio", rest @ ..] => return bare_tokio::run(rest),
+        _ if util::run_role() => return,
+        _ => {}
     }
-    let count: usize = std::env::args().skip(1).find_map(|arg| arg.parse().ok()).unwrap_or(20_000);
-    pin(0);
-    let only = |what: &str| std::env::args().skip(1).any(|arg| arg == what);
-    if !only("rate") {
-        latencies(count);
-    }
-    if !only("latency") {
-        rates(count);
-    }
+    let options = Options::from_args();
+    machine::print_header("rpc: unary echo, two processes", &options);
+    println!(
+        "modes     sleep: both on one core, asleep when idle; busy: a core each, spinning; 2 cores: a core each, waiting as by default"
+    );
+    println!("peers     {}", peers::describe());
+    let mut rows = Vec::new();
+    sleeping(&mut rows, options.time);
+    busy(&mut rows, options.time);
+    rates(&mut rows, options.time);
+    costs(&mut rows, options.time);
+    report::run(&mut rows, &options);
 }
 
-fn latencies(count: usize) {
-    println!("one outstanding, both ends on one core, sleeping: p50 us");
-    for size in [64, 4 << 10, 64 << 10, 1 << 20] {
-        let count = (count * 64 / (size / 16 + 64)).max(200);
-        // Interleaved rounds, the quietest one counts: the machine is shared.
-        let mut best = [f64::MAX; 4];
-        for _ in 0..3 {
-            best[0] = best[0].min(raw_latency(size, count));
-            best[1] = best[1].min(rpc_latency("tcp", size, count, false));
-            best[2] = best[2].min(rpc_latency("tcp", size, count, true));
-            best[3] = best[3].min(rpc_latency("unix", size, count, false));
+/// One outstanding, over sockets, everything on one core.
+fn sleeping(rows: &mut Vec<Row>, time: Duration) {
+    const MODE: Mode = Mode::OneCore;
+    for size in SIZES {
+        let raw = move || ("raw tcp, blocking", move || raw::measure_in(MODE, "ping", "tcp", Wait::Block, size, time));
+        let load = Load { size, ..Load::ONE };
+        let row = |what: &str, run, bar| Row::new(format!("sleep {what}, {}", size_name(size)), P50, run, raw(), bar);
+        let rpc = |way: Way, what: &'static str| {
+            let run = move || echo::measure(MODE, what, way, load, time);
+            Box::new(run) as Box<dyn Fn() -> _>
+        };
+        rows.push(row("tcp", rpc(TCP, "ping"), if size == 64 { Bar::AtMost(1.4) } else { Bar::None }));
+        if size > 64 {
+            let bar = if size == 1 << 20 { Bar::AtMost(1.15) } else { Bar::None };
+            rows.push(row("tcp attachment", rpc(TCP, "attach"), bar));
         }
-        let [raw, rpc, attachment, unix] = best;
-        println!(
-            "{size:>8} B: raw {raw:.1}, rpc {rpc:.1} ({:.2}x), as attachment {attachment:.1} ({:.2}x), unix {unix:.1}",
-            rpc / raw,
-            attachment / raw
-        );
+        rows.push(row("unix", rpc(UNIX, "ping"), Bar::None));
+        for peer in peers::found() {
+            let run = Box::new(move || peers::measure(MODE, "ping", peer, load, time));
+            rows.push(row(peer, run, Bar::None));
+        }
     }
 }
 
-fn rates(count: usize) {
-    println!("64 B, 64 outstanding on one connection, both ends on one core: calls/s");
-    let (mut tokio, mut rpc) = (0.0_f64, 0.0_f64);
-    for _ in 0..3 {
-        tokio = tokio.max(tokio_rate(count * 5));
-        rpc = rpc.max(rpc_rate("tcp", count * 5));
+/// One outstanding, a spinning core each.
+fn busy(rows: &mut Vec<Row>, time: Duration) {
+    const MODE: Mode = Mode::Spin;
+    for size in SIZES {
+        for (way, bar) in [(UCX_POSIX, Bar::MoreAtMost(1.0)), (TCP, Bar::None)] {
+            let name = format!("busy {}, {}", way.name, size_name(size));
+            let what = if size <= 4 << 10 { "ping" } else { "attach" };
+            let load = Load { size, ..Load::ONE };
+            let control = ("the transport's own", move || ours::measure("ping", way, size, time));
+            let bar = if size == 64 { bar } else { Bar::None };
+            rows.push(Row::new(name, P50, move || echo::measure(MODE, what, way, load, time), control, bar));
+        }
     }
-    println!("tokio {tokio:.0}, rpc {rpc:.0} ({:.2}x)", rpc / tokio);
+    let load = Load { size: 1 << 20, ..Load::ONE };
+    let control = ("ucx_perftest am_lat", move || perftest::measure("ucp_am_lat", "posix", load.size, time));
+    let ours = move || echo::measure(MODE, "attach", UCX_POSIX, load, time);
+    rows.push(Row::new("busy ucx posix, 1 MiB".to_owned(), P50, ours, control, Bar::AtMost(1.0)));
 }
 
-fn pin(cpu: usize) {
-    let mut set = rustix::thread::CpuSet::new();
-    set.set(cpu);
-    rustix::thread::sched_setaffinity(None, &set).expect("pinning");
-}
-
-struct Peer(Child, String);
-
-impl Peer {
-    fn start(kind: &str) -> Self {
-        let mut command = Command::new(std::env::current_exe().expect("this program"));
-        let mut child = command.env(SERVER, kind).stdout(Stdio::piped()).spawn().expect("a child");
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("an address");
-        Self(child, line.trim().to_owned())
-    }
-}
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn serve(kind: &str) {
-    pin(0);
-    match kind {
-        "raw" => {
-            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-            println!("{}", listener.local_addr().unwrap());
-            let (mut stream, _) = listener.accept().unwrap();
-            stream.set_nodelay(true).unwrap();
-            let mut len = [0; 4];
-            while stream.read_exact(&mut len).is_ok() {
-                let mut buf = vec![0; 4 + u32::from_le_bytes(len) as usize];
-                buf[..4].copy_from_slice(&len);
-                if stream.read_exact(&mut buf[4..]).is_err() {
-                    break;
-                }
-                stream.write_all(&buf).unwrap();
+/// Many outstanding, 64 B.
+fn rates(rows: &mut Vec<Row>, time: Duration) {
+    for (name, load) in [("64 on 1", Load::MANY), ("8 on 8", Load::WIDE)] {
+        for (mode, where_) in [(Mode::OneCore, "sleep"), (Mode::TwoCores, "2 cores")] {
+            let tokio = move || ("bare tokio", move || bare_tokio::measure(mode, load, time));
+            let bar = if load.connections == 1 { Bar::AtLeast(0.65) } else { Bar::None };
+            let ours = move || echo::measure(mode, "rate", TCP, load, time);
+            rows.push(Row::new(format!("{where_} tcp, {name}"), RATE, ours, tokio(), bar));
+            for peer in peers::found() {
+                let run = move || peers::measure(mode, "rate", peer, load, time);
+                rows.push(Row::new(format!("{where_} {peer}, {name}"), RATE, run, tokio(), Bar::None));
             }
         }
-        "tokio" => tokio_runtime().block_on(async {
-            use tokio::io::{AsyncReadExt, AsyncWriteExt};
-            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-            println!("{}", listener.local_addr().unwrap());
-            let (mut stream, _) = listener.accept().await.unwrap();
-            stream.set_nodelay(true).unwrap();
-            let mut buf = vec![0; 64 << 10];
-            loop {
-                let n = stream.read(&mut buf).await.unwrap_or(0);
-                if n == 0 || stream.write_all(&buf[..n]).await.is_err() {
-                    break;
-                }
-            }
-        }),
-        scheme => {
-            let address = match scheme {
-                "unix" => format!("unix:///tmp/ucrpc-bench-{}.sock", std::process::id()),
-                scheme => format!("{scheme}://127.0.0.1:0"),
-            };
-            let local = local();
-            local.block_on(async {
-                let server = Server::builder().service(EchoServer::new(Service)).on(local.handle()).listen(address);
-                let server = server.start().unwrap();
-                println!("{}", server.address());
-                server.stopped().await;
-            });
-        }
     }
+    let ours = move || echo::measure(Mode::Spin, "rate", UCX_POSIX, Load::MANY, time);
+    let perftest = ("ucx_perftest am_bw / 2", move || {
+        // A call is two messages, it sends one.
+        let mut figures = perftest::measure("ucp_am_bw", "posix", 64, time)?;
+        figures.entry("rate".to_owned()).and_modify(|rate| *rate /= 2.0);
+        Ok(figures)
+    });
+    rows.push(Row::new("busy ucx posix, 64 on 1".to_owned(), RATE, ours, perftest, Bar::AtLeast(0.4)));
+    let own = ("the transport's own", move || ours::measure("window", UCX_POSIX, 64, time));
+    rows.push(Row::new("busy ucx posix, 64 on 1".to_owned(), RATE, ours, own, Bar::None));
+    let million = ("1.5 million", || Ok([("rate".to_owned(), 1.5e6)].into()));
+    rows.push(Row::new("busy ucx posix, 64 on 1".to_owned(), RATE, ours, million, Bar::AtLeast(1.0)));
+    let ours = move || echo::measure(Mode::Spin, "rate", TCP, Load::MANY, time);
+    let own = ("the transport's own", move || ours::measure("window", TCP, 64, time));
+    rows.push(Row::new("busy tcp, 64 on 1".to_owned(), RATE, ours, own, Bar::None));
 }
 
-fn local() -> LocalDispatcher {
-    LocalDispatcher::new(DispatcherConfig { wait: WaitPolicy::Event, ..DispatcherConfig::default() }).unwrap()
-}
-
-fn tokio_runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
-}
-
-fn p50(mut times: Vec<Duration>) -> f64 {
-    times.sort_unstable();
-    times[times.len() / 2].as_nanos() as f64 / 1000.0
-}
-
-fn raw_latency(size: usize, count: usize) -> f64 {
-    let peer = Peer::start("raw");
-    let mut stream = TcpStream::connect(&peer.1).unwrap();
-    stream.set_nodelay(true).unwrap();
-    let frame = [&(size as u32).to_le_bytes()[..], &vec![7; size]].concat();
-    let mut back = frame.clone();
-    let mut times = Vec::with_capacity(count);
-    for _ in 0..count {
-        let start = Instant::now();
-        stream.write_all(&frame).unwrap();
-        stream.read_exact(&mut back).unwrap();
-        times.push(start.elapsed());
+/// Processor time of calls, memory of idle connections: absolute figures, beside one second and one KiB.
+fn costs(rows: &mut Vec<Row>, time: Duration) {
+    for side in ["client", "server"] {
+        let ours = move || echo::measure(Mode::TwoCores, "rate", TCP, Load::MANY, time);
+        let one = ("1 s per 100,000 calls", move || Ok([(side.to_owned(), 1.0)].into()));
+        rows.push(Row::new(format!("2 cores tcp cpu, {side}"), (side, "s"), ours, one, Bar::AtMost(0.12)));
     }
-    p50(times)
-}
-
-fn rpc_latency(scheme: &str, size: usize, count: usize, attached: bool) -> f64 {
-    let peer = Peer::start(scheme);
-    let local = local();
-    let payload = Bytes::from(vec![7; size]);
-    local.block_on(async {
-        let channel = Channel::builder(&peer.1).on(local.handle()).connect().await.unwrap();
-        let client = EchoClient::new(channel);
-        let mut times = Vec::with_capacity(count);
-        for _ in 0..count {
-            let start = Instant::now();
-            let got = if attached {
-                client.echo(EchoRequest::default()).attachment(payload.clone()).await.unwrap().attachment().len()
-            } else {
-                client
-                    .echo(EchoRequest { payload: payload.clone(), ..EchoRequest::default() })
-                    .await
-                    .unwrap()
-                    .payload
-                    .len()
-            };
-            times.push(start.elapsed());
-            assert_eq!(got, size);
-        }
-        p50(times)
-    })
-}
-
-const OUTSTANDING: usize = 64;
-
-fn rpc_rate(scheme: &str, count: usize) -> f64 {
-    let peer = Peer::start(scheme);
-    let local = local();
-    let payload = Bytes::from(vec![7; 64]);
-    local.block_on(async {
-        let channel = Channel::builder(&peer.1).on(local.handle()).connect().await.unwrap();
-        let client = EchoClient::new(channel);
-        let start = Instant::now();
-        let (tell, mut hear) = tokio::sync::mpsc::unbounded_channel();
-        for _ in 0..OUTSTANDING {
-            let (client, payload, tell) = (client.clone(), payload.clone(), tell.clone());
-            spawn_local(async move {
-                for _ in 0..count / OUTSTANDING {
-                    client.echo(EchoRequest { payload: payload.clone(), ..EchoRequest::default() }).await.unwrap();
-                }
-                tell.send(()).unwrap();
-            })
-            .unwrap();
-        }
-        for _ in 0..OUTSTANDING {
-            hear.recv().await.unwrap();
-        }
-        count as f64 / start.elapsed().as_secs_f64()
-    })
-}
-
-/// 64 frames on their way at any time: each that comes back is sent again, as tokio's buffers have them.
-fn tokio_rate(count: usize) -> f64 {
-    let peer = Peer::start("tokio");
-    tokio_runtime().block_on(async {
-        use tokio::io::{AsyncReadExt, AsyncWriteExt};
-        let stream = tokio::net::TcpStream::connect(&peer.1).await.unwrap();
-        stream.set_nodelay(true).unwrap();
-        let (mut reader, writer) = stream.into_split();
-        let writer = std::sync::Arc::new(tokio::sync::Mutex::new(tokio::io::BufWriter::new(writer)));
-        const LEN: usize = 72;
-        let start = Instant::now();
-        writer.lock().await.write_all(&[7; LEN * OUTSTANDING]).await.unwrap();
-        writer.lock().await.flush().await.unwrap();
-        let (mut done, mut partial, mut buf) = (0, 0, vec![0; 64 << 10]);
-        while done < count {
-            partial += reader.read(&mut buf).await.unwrap();
-            let frames = partial / LEN;
-            partial %= LEN;
-            done += frames;
-            let mut writer = writer.lock().await;
-            for _ in 0..frames {
-                writer.write_all(&[7; LEN]).await.unwrap();
-            }
-            writer.flush().await.unwrap();
-        }
-        count as f64 / start.elapsed().as_secs_f64()
-    })
+    for (way, bar) in [(TCP, 4.0), (UCX_POSIX, 16.0)] {
+        let load = Load { connections: 1000, ..Load::ONE };
+        let ours = move || echo::measure(Mode::TwoCores, "idle", way, load, time);
+        let one = ("1 KiB per connection", || Ok([("idle".to_owned(), 1.0)].into()));
+        rows.push(Row::new(format!("idle {}, server", way.name), ("idle", "KiB"), ours, one, Bar::AtMost(bar)));
+    }
 }

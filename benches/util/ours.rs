@@ -13,7 +13,7 @@ use ucrpc::transport::{
 
 use super::{
     CLIENT_CPU, SERVER_CPU,
-    process::{self, Figures},
+    process::{self, Figures, Mode},
     sample::{Flood, RoundTrips},
 };
 
@@ -42,11 +42,38 @@ const END: &[u8] = b"end";
 
 /// Runs one measurement (`ping` or `flood`) in two processes.
 pub(crate) fn measure(what: &str, way: Way, size: usize, time: Duration) -> Result<Figures, String> {
-    let env: Vec<_> = way.tls.map(|tls| ("UCX_TLS", tls)).into_iter().collect();
-    let address = match way.address {
-        "unix://" => format!("unix://{}/ucrpc-bench-{}.sock", std::env::temp_dir().display(), std::process::id()),
-        other => other.to_owned(),
+    measure_in(Mode::Spin, what, way, size, time)
+}
+
+impl Way {
+    /// An address that a server of this run may listen at.
+    pub(crate) fn to_listen(self) -> String {
+        match self.address {
+            "unix://" => format!("unix://{}/ucrpc-bench-{}.sock", std::env::temp_dir().display(), std::process::id()),
+            other => other.to_owned(),
+        }
+    }
+
+    /// The environment of both processes.
+    pub(crate) fn env(self, mode: Mode) -> Vec<(&'static str, &'static str)> {
+        self.tls.map(|tls| ("UCX_TLS", tls)).into_iter().chain([mode.env()]).collect()
+    }
+}
+
+/// How a dispatcher of this child waits, and where.
+pub(crate) fn dispatcher(own_cpu: usize) -> DispatcherConfig {
+    let mode = Mode::of_child();
+    let wait = match mode {
+        Mode::Spin => WaitPolicy::Busy,
+        Mode::OneCore => WaitPolicy::Event,
+        Mode::TwoCores => WaitPolicy::default(),
     };
+    DispatcherConfig { wait, pin: Some(mode.cpu(own_cpu)), ..DispatcherConfig::default() }
+}
+
+/// The same, with the processes where `mode` says.
+pub(crate) fn measure_in(mode: Mode, what: &str, way: Way, size: usize, time: Duration) -> Result<Figures, String> {
+    let (env, address) = (way.env(mode), way.to_listen());
     let server: Command = process::role(&["ours", "serve", &address], &env);
     let (size, millis) = (size.to_string(), time.as_millis().to_string());
     process::run_pair(server, |address| process::role(&["ours", what, address, &size, &millis], &env))
@@ -55,8 +82,7 @@ pub(crate) fn measure(what: &str, way: Way, size: usize, time: Duration) -> Resu
 /// A child's part.
 pub(crate) fn run(args: &[&str]) {
     let cpu = if args[0] == "serve" { SERVER_CPU } else { CLIENT_CPU };
-    let config = DispatcherConfig { wait: WaitPolicy::Busy, pin: Some(cpu), ..DispatcherConfig::default() };
-    let local = LocalDispatcher::new(config).expect("a dispatcher");
+    let local = LocalDispatcher::new(dispatcher(cpu)).expect("a dispatcher");
     let address: Address = args[1].parse().expect("an address");
     let result = match args {
         ["serve", _] => local.block_on(serve(&local, &address)),
@@ -76,7 +102,7 @@ async fn serve(local: &LocalDispatcher, address: &Address) -> Result<()> {
     println!("{}", listener.local_address());
     let mut connection = listener.accept().await?;
     let Ok(first) = connection.recv().await else { return Ok(()) };
-    let echo = first.head == "ping";
+    let echo = first.head != "flood";
     while let Ok(frame) = connection.recv().await {
         if echo || frame.head == END {
             connection.send_wait(frame).await?;
@@ -91,6 +117,7 @@ async fn client(local: &LocalDispatcher, address: &Address, what: &str, size: us
     let payload = Bytes::from(vec![7; size]);
     match what {
         "ping" => ping(&mut connection, &payload, time).await?,
+        "window" => window(&mut connection, &payload, time).await?,
         "flood" => {
             // The warm-up is a flood of its own.
             flood(&mut connection, &payload, time / 4).await?;
@@ -121,6 +148,33 @@ async fn ping(connection: &mut Connection, payload: &Bytes, time: Duration) -> R
         start = end;
     }
     trips.tell();
+    Ok(())
+}
+
+/// Frames under way at once, each sent again when it is back: what an RPC layer with that many calls asks of the transport.
+const UNDER_WAY: usize = 64;
+
+async fn window(connection: &mut Connection, payload: &Bytes, time: Duration) -> Result<()> {
+    for _ in 0..UNDER_WAY {
+        connection.send_wait(frame(payload)).await?;
+    }
+    let begin = Instant::now() + time / 4;
+    let (mut counted, mut now) = (0_u64, Instant::now());
+    for turn in 1_u64.. {
+        connection.recv().await?;
+        connection.send_wait(frame(payload)).await?;
+        counted += u64::from(now >= begin);
+        if turn.is_multiple_of(256) {
+            now = Instant::now();
+            if now >= begin + time {
+                break;
+            }
+        }
+    }
+    process::tell("rate", counted as f64 / (now - begin).as_secs_f64());
+    for _ in 0..UNDER_WAY {
+        connection.recv().await?;
+    }
     Ok(())
 }
 

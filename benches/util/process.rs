@@ -38,6 +38,45 @@ fn wrapper() -> &'static [&'static str] {
     })
 }
 
+/// Where the two processes run, and how they wait.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// A core each, both spinning.
+    Spin,
+    /// Both on the server's core, asleep when there is nothing to do.
+    OneCore,
+    /// A core each, waiting as each does by default: ours spins for a while before it sleeps, tokio's runtimes sleep.
+    TwoCores,
+}
+
+const MODE: &str = "UCRPC_BENCH_MODE";
+
+impl Mode {
+    /// What tells a child.
+    pub(crate) fn env(self) -> (&'static str, &'static str) {
+        let name = match self {
+            Self::Spin => "spin",
+            Self::OneCore => "one-core",
+            Self::TwoCores => "two-cores",
+        };
+        (MODE, name)
+    }
+
+    /// What this child was told.
+    pub(crate) fn of_child() -> Self {
+        match std::env::var(MODE).as_deref() {
+            Ok("one-core") => Self::OneCore,
+            Ok("two-cores") => Self::TwoCores,
+            _ => Self::Spin,
+        }
+    }
+
+    /// The core of a side that would have `own` to itself.
+    pub(crate) fn cpu(self, own: usize) -> usize {
+        if self == Self::OneCore { super::SERVER_CPU } else { own }
+    }
+}
+
 /// A command that runs with the benchmark's scheduling.
 pub(crate) fn command(program: &str) -> Command {
     match wrapper().split_first() {
@@ -127,8 +166,9 @@ pub(crate) fn end_after(limit: Duration) {
     });
 }
 
-/// Pins this thread.
+/// Pins this thread to what the child's mode makes of `cpu`.
 pub(crate) fn pin(cpu: usize) {
+    let cpu = Mode::of_child().cpu(cpu);
     let mut set = rustix::thread::CpuSet::new();
     set.set(cpu);
     rustix::thread::sched_setaffinity(None, &set).expect("the CPU exists");

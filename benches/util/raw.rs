@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     CLIENT_CPU, SERVER_CPU,
-    process::{self, Figures},
+    process::{self, Figures, Mode},
     sample::{Flood, RoundTrips},
 };
 
@@ -29,11 +29,24 @@ const LEAD: usize = 24;
 
 /// Runs one measurement (`ping` or `flood`) in two processes, over `tcp` or `unix`.
 pub(crate) fn measure(what: &str, family: &str, wait: Wait, size: usize, time: Duration) -> Result<Figures, String> {
+    measure_in(Mode::Spin, what, family, wait, size, time)
+}
+
+/// The same, with the processes where `mode` says.
+pub(crate) fn measure_in(
+    mode: Mode,
+    what: &str,
+    family: &str,
+    wait: Wait,
+    size: usize,
+    time: Duration,
+) -> Result<Figures, String> {
+    let env = [mode.env()];
     let wait = if wait == Wait::Spin { "spin" } else { "block" };
     let (size, millis) = (size.to_string(), time.as_millis().to_string());
-    let server = process::role(&["raw", "serve", family, wait, what, &size], &[]);
+    let server = process::role(&["raw", "serve", family, wait, what, &size], &env);
     process::run_pair(server, |address| {
-        process::role(&["raw", "client", family, wait, what, &size, address, &millis], &[])
+        process::role(&["raw", "client", family, wait, what, &size, address, &millis], &env)
     })
 }
 

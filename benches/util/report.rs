@@ -7,6 +7,8 @@ use super::{Options, process::Figures};
 pub(crate) enum Bar {
     AtMost(f64),
     AtLeast(f64),
+    /// So much more than the control, in its unit.
+    MoreAtMost(f64),
     /// For information.
     None,
 }
@@ -58,7 +60,7 @@ impl Row {
     fn print(&self) {
         if self.rounds.is_empty() {
             let why = self.failed.as_deref().unwrap_or("never run");
-            return println!("{:<18} {:<22} NOT MEASURED: {why}", self.name, self.control.0);
+            return println!("{:<30} {:<24} NOT MEASURED: {why}", self.name, self.control.0);
         }
         let spread = |values: Vec<f64>| {
             let values = sorted(values);
@@ -68,11 +70,16 @@ impl Row {
         let control = spread(self.rounds.iter().map(|(_, control)| *control).collect());
         let ratio = spread(self.rounds.iter().map(|(ours, control)| ours / control).collect());
         // On a machine that others use too, each side's best round was the least disturbed one.
-        let quietest = if self.unit == "us" { ours.1 / control.1 } else { ours.2 / control.2 };
+        let quietest = if ["us", "s", "KiB"].contains(&self.unit) { ours.1 / control.1 } else { ours.2 / control.2 };
         let verdict = match self.bar {
             Bar::None => String::new(),
             Bar::AtMost(bar) => format!("bar <= {bar}: {}", if ratio.0 <= bar { "MET" } else { "MISSED" }),
             Bar::AtLeast(bar) => format!("bar >= {bar}: {}", if ratio.0 >= bar { "MET" } else { "MISSED" }),
+            Bar::MoreAtMost(bar) => {
+                let more = spread(self.rounds.iter().map(|(ours, control)| ours - control).collect()).0;
+                let verdict = if more <= bar { "MET" } else { "MISSED" };
+                format!("{more:+.2} {}, bar <= +{bar}: {verdict}", self.unit)
+            }
         };
         let tail = if self.tails.is_empty() {
             String::new()
@@ -80,7 +87,7 @@ impl Row {
             format!(", p99 {}", number(spread(self.tails.clone()).0))
         };
         println!(
-            "{:<18} {:<22} {:>9} {} [{}..{}{tail}] / {} [{}..{}]  ratio {:.2} [{:.2}..{:.2}], best rounds {quietest:.2}  {verdict}",
+            "{:<30} {:<24} {:>9} {} [{}..{}{tail}] / {} [{}..{}]  ratio {:.2} [{:.2}..{:.2}], best rounds {quietest:.2}  {verdict}",
             self.name,
             self.control.0,
             number(ours.0),
@@ -95,7 +102,7 @@ impl Row {
             ratio.2,
         );
         if let Some(error) = &self.failed {
-            println!("{:<18} {} of the rounds failed, the last: {error}", "", self.control.0);
+            println!("{:<30} {} of the rounds failed, the last: {error}", "", self.control.0);
         }
     }
 }

@@ -186,7 +186,9 @@ fn call(args: &Args, method: MethodName, message: MessageBuf) -> Result<RawRespo
     let deadline = Deadline::after(Instant::now(), args.timeout);
     channel.block_on(channel.connected()).map_err(|status| unreachable(args, &status))?;
     options.deadline = deadline;
-    channel.block_on(channel.call(RawCall { method, message, options })).map_err(|status| failed(args, &status))
+    channel
+        .block_on(channel.call(RawCall { method, message, options: Box::new(options) }))
+        .map_err(|status| failed(args, &status))
 }
 
 /// No connection.

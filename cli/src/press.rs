@@ -209,7 +209,7 @@ impl Target {
         options.deadline = Deadline::after(Instant::now(), self.timeout);
         let message = ucrpc::rpc::wire::MessageBuf::copy_from_slice(&self.message, self.names);
         let channel = &self.channels[index as usize % self.channels.len()];
-        let call = channel.call(RawCall { method: self.method.clone(), message, options });
+        let call = channel.call(RawCall { method: self.method.clone(), message, options: Box::new(options) });
         let errors = self.errors.clone();
         async move {
             let result = call.await;

@@ -92,7 +92,12 @@ pub struct ResponseParts {
 
 /// What a handler learns about the call it serves, and where it puts what its response has beside the message.
 #[derive(Debug)]
-pub struct CallContext {
+pub struct CallContext(Box<ContextParts>);
+
+/// What a [`CallContext`] has, in one place that does not move while the context does.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct ContextParts {
     method: MethodName,
     deadline: Deadline,
     metadata: Metadata,
@@ -105,6 +110,20 @@ pub struct CallContext {
     streams: Option<StreamHost>,
     /// What goes into the response. Not sent if the call fails.
     pub response: ResponseParts,
+}
+
+impl std::ops::Deref for CallContext {
+    type Target = ContextParts;
+
+    fn deref(&self) -> &ContextParts {
+        &self.0
+    }
+}
+
+impl std::ops::DerefMut for CallContext {
+    fn deref_mut(&mut self) -> &mut ContextParts {
+        &mut self.0
+    }
 }
 
 /// Where a handler's stream would live: the connection that its call came on.
@@ -125,7 +144,7 @@ impl std::fmt::Debug for StreamHost {
 impl CallContext {
     /// A context with nothing but the method's name; no deadline. For tests and in-process calls.
     pub fn new(method: MethodName) -> Self {
-        Self {
+        Self(Box::new(ContextParts {
             method,
             deadline: Deadline::NEVER,
             metadata: Metadata::new(),
@@ -137,11 +156,11 @@ impl CallContext {
             stream: None,
             streams: None,
             response: ResponseParts::default(),
-        }
+        }))
     }
 
     /// The context of a request that came at `received`, with its attachment. Metadata is copied out of the meta; a call
-    /// without it, without request id and without authentication data allocates nothing.
+    /// without it, without request id and without authentication data allocates the context alone.
     pub fn from_request(
         method: MethodName,
         meta: &RpcMeta<'_>,
@@ -149,7 +168,8 @@ impl CallContext {
         attachment: Bytes,
         received: Instant,
     ) -> Self {
-        Self {
+        Self(Box::new(ContextParts {
+            method,
             deadline: Deadline::from_wire(request.timeout_ms, received),
             metadata: Metadata::from(meta.user_fields),
             attachment,
@@ -158,8 +178,9 @@ impl CallContext {
             request_id: request.request_id.map(|id| String::from_utf8_lossy(id).into()),
             authentication_data: meta.authentication_data.map(Bytes::copy_from_slice),
             stream: meta.stream_settings.clone(),
-            ..Self::new(method)
-        }
+            streams: None,
+            response: ResponseParts::default(),
+        }))
     }
 
     /// The method that was called.
@@ -212,6 +233,11 @@ impl CallContext {
         self.stream.as_ref()
     }
 
+    /// What the response has beside its message.
+    pub(crate) fn into_response(self) -> ResponseParts {
+        self.0.response
+    }
+
     pub(crate) fn set_stream_host(&mut self, host: StreamHost) {
         self.streams = Some(host);
     }
@@ -224,9 +250,10 @@ impl CallContext {
     /// Accepts the stream that the call offers.
     pub(crate) fn accept_stream(&mut self, config: StreamConfig) -> Result<streaming::ByteStream, Status> {
         let none = || Status::new(Code::EREQUEST, "the call offers no stream, or it was accepted before");
-        let host = self.streams.as_mut().filter(|host| host.accepted.is_none()).ok_or_else(none)?;
-        let core = host.streams.open(&host.sender, config, self.stream.as_ref())?;
-        self.response.stream = Some(core.settings());
+        let parts = &mut *self.0;
+        let host = parts.streams.as_mut().filter(|host| host.accepted.is_none()).ok_or_else(none)?;
+        let core = host.streams.open(&host.sender, config, parts.stream.as_ref())?;
+        parts.response.stream = Some(core.settings());
         host.accepted = Some(core.clone());
         Ok(streaming::ByteStream::new(core))
     }

@@ -28,7 +28,7 @@ pub struct RawCall {
     /// The serialized request, not compressed.
     pub message: MessageBuf,
     /// All else.
-    pub options: CallOptions,
+    pub options: Box<CallOptions>,
 }
 
 /// Something that carries calls to a server: a channel, or a test's double of one.
@@ -59,7 +59,7 @@ pub struct Call<C, Req, Resp> {
     caller: C,
     method: MethodName,
     request: Req,
-    options: CallOptions,
+    options: Box<CallOptions>,
     timeout: Option<Duration>,
     refused: Option<MetadataError>,
     response: PhantomData<fn() -> Resp>,
@@ -68,15 +68,7 @@ pub struct Call<C, Req, Resp> {
 impl<C: RawCaller, Req: Message, Resp: Message + Default> Call<C, Req, Resp> {
     /// A call of `method` with `request`.
     pub fn new(caller: C, method: MethodName, request: Req) -> Self {
-        Self {
-            caller,
-            method,
-            request,
-            options: CallOptions::default(),
-            timeout: None,
-            refused: None,
-            response: PhantomData,
-        }
+        Self { caller, method, request, options: Box::default(), timeout: None, refused: None, response: PhantomData }
     }
 
     /// Limits the time from the start of the call to its end, connecting and retries included.

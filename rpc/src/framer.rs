@@ -2,15 +2,19 @@
 
 use ucrpc_transport::framing::{Cut, Detect, Framer};
 
-use crate::wire::{Limits, PRPC_MAGIC, STRM_MAGIC, Step, parse};
+use crate::wire::{FRAME_HEADER_LEN, Limits, PRPC_MAGIC, STRM_MAGIC, Step, parse};
 
 /// Messages of at least this many bytes, without an attachment, are cut off as the body: the transport reads them straight
 /// into a buffer of their own.
 pub(crate) const MESSAGE_AS_BODY: usize = 16 << 10;
 
+/// Frames with at most this many bytes after the header are all head.
+const SHORT: u32 = 4 << 10;
+
 /// Cuts a byte stream into `PRPC` and `STRM` frames: what makes `tcp://` and `unix://` connections speak with brpc.
 ///
-/// The head of a frame is its header, meta and message, the body is the attachment or the stream's data.
+/// The head of a frame is its header, meta and message, the body is the attachment or the stream's data. Short frames are all
+/// head.
 #[derive(Debug, Clone, Default)]
 pub struct PrpcFramer {
     limits: Limits,
@@ -37,6 +41,9 @@ impl Framer for PrpcFramer {
     }
 
     fn cut(&self, bytes: &[u8]) -> Cut {
+        if let Some(whole) = short(bytes, &self.limits) {
+            return Cut::Frame { head: whole, body: 0 };
+        }
         let layout = match parse(bytes, &self.limits) {
             Err(error) => return Cut::Bad(error.to_string().into()),
             Ok(Step::NeedMore(need)) => return Cut::NeedMore(need),
@@ -50,4 +57,18 @@ impl Framer for PrpcFramer {
         }
         Cut::Frame { head: layout.head_len(), body: layout.body_len.into() }
     }
+}
+
+/// The length of a frame that is shorter than it is worth to look for its parts: whoever takes it apart decodes its meta once,
+/// and finds an attachment in it without a copy.
+fn short(bytes: &[u8], limits: &Limits) -> Option<usize> {
+    let header: &[u8; FRAME_HEADER_LEN] = bytes.first_chunk()?;
+    let (magic, sizes) = header.split_at(4);
+    if magic != PRPC_MAGIC && magic != STRM_MAGIC {
+        return None;
+    }
+    let body = u32::from_be_bytes(*sizes.first_chunk()?);
+    let meta = u32::from_be_bytes(*sizes.last_chunk()?);
+    let fits = body <= SHORT.min(limits.max_body_size) && meta <= body.min(limits.max_meta_size);
+    fits.then_some(FRAME_HEADER_LEN + body as usize)
 }

@@ -28,6 +28,7 @@ pub(crate) enum Incoming<'a> {
 }
 
 /// Finds the parts of a frame. The peer's transport may have cut it anywhere after the meta.
+#[inline]
 pub(crate) fn take_apart<'a>(head: &'a Bytes, body: Bytes, limits: &Limits) -> Result<Incoming<'a>, WireError> {
     let actual = (head.len() + body.len()) as u64;
     let check = |claimed: u64| if claimed == actual { Ok(()) } else { Err(WireError::Length { claimed, actual }) };
@@ -53,6 +54,7 @@ pub(crate) fn take_apart<'a>(head: &'a Bytes, body: Bytes, limits: &Limits) -> R
 }
 
 /// The bytes from `from` to `to` of head and body together: copied only if they are in both.
+#[inline]
 fn range(head: &Bytes, body: &Bytes, from: usize, to: usize) -> Bytes {
     let cut = head.len();
     if from == to {
@@ -71,6 +73,7 @@ fn range(head: &Bytes, body: &Bytes, from: usize, to: usize) -> Bytes {
 
 /// The transport's frame of a head and what follows it. A large message without attachment goes as the body: the
 /// receiver finds it a place of its own, or fetches it by rendezvous.
+#[inline]
 pub(crate) fn frame(head: Head, attachment: Segments) -> Frame {
     let Head { mut bytes, message_at } = head;
     if attachment.is_empty() {

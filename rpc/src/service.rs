@@ -2,13 +2,13 @@
 //!
 //! Generated server wrappers implement [`Service`], and so do gateways and proxies, by hand.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use rustc_hash::FxHashMap;
 
 use crate::call::{CallContext, Reply};
 use crate::streaming::{ByteStream, MessageStream, StreamConfig};
@@ -152,7 +152,8 @@ pub enum RegisterError {
 #[derive(Clone, Default)]
 pub struct Registry {
     /// Under full and bare names; `None` under a bare name that is ambiguous.
-    services: HashMap<&'static str, Option<Arc<dyn Service>>>,
+    /// No peer chooses what is in it: the quick hash will do.
+    services: FxHashMap<&'static str, Option<Arc<dyn Service>>>,
     fallback: Option<Arc<dyn Service>>,
 }
 

@@ -86,6 +86,8 @@ fn bomb() -> Vec<u8> {
 /// Wrong calls get their error, and the connection lives on.
 fn bad_requests(bed: &Bed) {
     let server = serve(bed);
+    // Before the connection: one that says nothing for long is closed.
+    let bomb = bomb();
     let mut stream = connect(&server);
     let request = RequestMeta { service_name: "ucrpc.example.Echo", method_name: "Echo", ..RequestMeta::default() };
     let meta = |id| RpcMeta { request: Some(request), correlation_id: id, ..RpcMeta::default() };
@@ -96,7 +98,6 @@ fn bad_requests(bed: &Bed) {
     // The same meta with a field more: attachment_size = 1000 and -1.
     let longer = [encoded(&meta(11)), vec![0x28, 0xe8, 0x07]].concat();
     let negative = [encoded(&meta(12)), vec![0x28], vec![0xff; 9], vec![0x01]].concat();
-    let bomb = bomb();
     let none = RpcMeta { correlation_id: 17, ..RpcMeta::default() };
     let unrequested = RpcMeta { response: Some(ResponseMeta::default()), correlation_id: 99, ..RpcMeta::default() };
     let cases = [

@@ -128,7 +128,7 @@ fn failures(bed: &Bed) {
         let raw = |service: &'static str, method: &'static str, message: &[u8]| {
             let method = MethodName::from_static(service, method);
             let message = MessageBuf::copy_from_slice(message, 64);
-            let mut options = CallOptions::default();
+            let mut options = Box::new(CallOptions::default());
             options.deadline = ucrpc::Deadline::after(std::time::Instant::now(), Duration::from_secs(20));
             let caller = client.caller();
             caller.block_on(caller.call(RawCall { method, message, options })).map(|response| response.message)

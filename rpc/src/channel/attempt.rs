@@ -21,7 +21,7 @@ pub(super) struct Attempt {
     pub(super) lane: usize,
     id: i64,
     /// The transport had no room for the frame.
-    pub(super) unsent: Option<(Frame, Option<Room>)>,
+    pub(super) unsent: Option<Box<(Frame, Option<Room>)>>,
     /// A buffer of the caller's waits for the attachment.
     lands: bool,
     over: bool,
@@ -63,16 +63,16 @@ impl Attempt {
     }
 
     pub(super) fn poll(&mut self, wake_at: Option<Instant>, cx: &mut Context<'_>) -> Outcome {
-        while let Some((frame, room)) = self.unsent.take() {
+        while let Some((frame, room)) = self.unsent.take().map(|unsent| *unsent) {
             let sender = self.conn.sender.clone();
             let mut room = room.unwrap_or_else(|| Box::pin(async move { sender.ready().await }));
             if room.as_mut().poll(cx).is_pending() {
-                self.unsent = Some((frame, Some(room)));
+                self.unsent = Some(Box::new((frame, Some(room))));
                 break;
             }
             match self.conn.sender.send(frame) {
                 Ok(()) => {}
-                Err(SendError::Full(frame)) => self.unsent = Some((frame, None)),
+                Err(SendError::Full(frame)) => self.unsent = Some(Box::new((frame, None))),
                 Err(SendError::Closed(_, error) | SendError::TooLarge(_, error) | SendError::Invalid(_, error)) => {
                     self.abandon();
                     return Outcome::NotStarted(status_of(&error));

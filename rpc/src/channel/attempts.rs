@@ -35,7 +35,7 @@ enum Payload {
 pub struct ChannelCall {
     channel: Channel,
     method: MethodName,
-    options: CallOptions,
+    options: Box<CallOptions>,
     payload: Payload,
     /// The first attempt, or its latest retry, and the hedge beside it.
     live: [Option<Attempt>; 2],
@@ -49,6 +49,10 @@ pub struct ChannelCall {
     /// Lanes that failed or are in use by this call, as bits: others are preferred.
     tried: u64,
     stats: CallStats,
+    /// The time to look at the clock has come.
+    due: bool,
+    /// It is being started: the clock has not moved since.
+    at_start: bool,
     /// The end, when it was known before the first poll.
     ended: Option<Status>,
     failure: Option<Status>,
@@ -90,6 +94,8 @@ impl ChannelCall {
             alarm: None,
             tried: 0,
             stats: CallStats::default(),
+            due: false,
+            at_start: true,
             ended,
             failure: None,
             channel,
@@ -102,6 +108,7 @@ impl ChannelCall {
             let over = if is_end { Err(status) } else { this.fail(status, true) };
             this.ended = over.err();
         }
+        this.at_start = false;
         this
     }
 
@@ -166,7 +173,7 @@ impl ChannelCall {
         self.stats.bytes_sent += frame.len();
         match attempt.conn.send(frame, waiting) {
             Ok(()) => {}
-            Err(SendError::Full(frame)) => attempt.unsent = Some((frame, None)),
+            Err(SendError::Full(frame)) => attempt.unsent = Some(Box::new((frame, None))),
             Err(SendError::Closed(_, error)) => {
                 self.options.receive_into = attempt.reclaim();
                 attempt.abandon();
@@ -205,7 +212,9 @@ impl ChannelCall {
             authentication_data: inner.credentials.as_deref().filter(|_| !conn.is_settled()),
             signal: conn.signal(),
         };
-        let head = encode_request(&self.method, message, &self.options, meta, Instant::now(), &inner.limits)?;
+        // The first attempt mostly leaves where the call starts: a look at the clock less.
+        let now = if self.stats.attempts == 0 && self.at_start { self.started } else { Instant::now() };
+        let head = encode_request(&self.method, message, &self.options, meta, now, &inner.limits)?;
         if self.may_repeat() && matches!(self.payload, Payload::Gone) {
             self.payload = Payload::Kept(head.message());
         }
@@ -237,7 +246,11 @@ impl ChannelCall {
             let outcome = attempt.poll(wake_at, cx);
             let (lane, transport) = (attempt.lane, attempt.conn.transport);
             let (result, not_started) = match outcome {
-                Outcome::Pending | Outcome::Due => continue,
+                Outcome::Pending => continue,
+                Outcome::Due => {
+                    self.due = true;
+                    continue;
+                }
                 Outcome::Answered(result, bytes) => {
                     self.stats.bytes_received += bytes;
                     let refused = |s: &Status| s.code() == Code::ELOGOFF || s.code() == Code::ELIMIT;
@@ -328,7 +341,10 @@ impl ChannelCall {
                     return Poll::Ready(result);
                 }
                 if self.is_live() {
-                    // A wake-up may have been the timer's.
+                    // Only a wake-up that was the timer's makes it worth to look at the clock.
+                    if !std::mem::take(&mut self.due) {
+                        return Poll::Pending;
+                    }
                     match self.poll_times() {
                         Poll::Ready(Err(status)) => return Poll::Ready(Err(status)),
                         Poll::Ready(Ok(())) => continue,

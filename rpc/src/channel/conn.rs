@@ -18,8 +18,9 @@ use crate::streaming::Streams;
 use crate::wire::{Limits, RpcMeta, Signal};
 use crate::{Code, Status};
 
-/// Frames taken in one turn before other tasks of the dispatcher get theirs.
-const FRAMES_PER_TURN: usize = 128;
+/// Frames taken in one turn before other tasks of the dispatcher get theirs, and what was written meanwhile goes out: the peer
+/// works on the first frames while this side is at the next.
+const FRAMES_PER_TURN: usize = 32;
 
 /// Calls in flight from which on frames are left to the dispatcher's turn, when they come from other threads: below, writing
 /// them at once is quicker.
@@ -177,6 +178,7 @@ impl Conn {
                     return Ok(());
                 }
                 let id = meta.correlation_id;
+                let attachment = self.landings.copy_in(id, attachment);
                 let answer = if meta.compress_type == 0 && meta.checksum_type == 0 {
                     Answer::Decoded(decode_response(&meta, message, attachment, self.max_message))
                 } else {

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use bytes::Bytes;
 use ucrpc_transport::{Announcement, Planner, RecvBuf, RecvPlan};
 
 use crate::wire::{Limits, Step, parse};
@@ -49,6 +50,21 @@ impl Landings {
         let found = waiting.remove(&id);
         self.count.store(waiting.len(), Ordering::Release);
         found
+    }
+
+    /// Copies an attachment that came inside a head, because it is short, to where its caller wants it.
+    pub(super) fn copy_in(&self, id: i64, attachment: Bytes) -> Bytes {
+        if self.count.load(Ordering::Acquire) == 0 || attachment.is_empty() {
+            return attachment;
+        }
+        match self.take_if(id, |buf| buf.len() >= attachment.len()) {
+            Some(mut buf) => {
+                buf.truncate(attachment.len());
+                buf.as_mut_slice().copy_from_slice(&attachment);
+                buf.freeze()
+            }
+            None => attachment,
+        }
     }
 
     fn find(&self, announced: &Announcement<'_>) -> Option<RecvBuf> {

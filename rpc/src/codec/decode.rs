@@ -46,6 +46,7 @@ pub fn decode_response(
     })
 }
 
+#[inline]
 fn unpack(meta: &RpcMeta<'_>, message: Bytes, attachment: &[u8], limit: usize) -> Result<Bytes, String> {
     if meta.content_type != CONTENT_TYPE_PB {
         return Err(format!("content type {} is not supported", meta.content_type));

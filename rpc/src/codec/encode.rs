@@ -80,7 +80,7 @@ pub fn encode_response(reply: Reply, correlation_id: i64, limits: &Limits) -> (H
 /// As [`encode_response`], with a signal for a peer that is ucrpc, too.
 pub fn encode_response_with(reply: Reply, correlation_id: i64, signal: Signal, limits: &Limits) -> (Head, Segments) {
     let Reply { result, context } = reply;
-    let parts = context.response;
+    let parts = context.into_response();
     let encoded = result.and_then(|message| {
         let metadata = parts.user_fields();
         if metadata.len() > limits.max_user_fields {

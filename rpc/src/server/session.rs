@@ -21,8 +21,9 @@ use crate::service::{MethodId, Service};
 use crate::wire::{RequestMeta, RpcMeta, Signal};
 use crate::{Code, Status};
 
-/// Frames taken in one turn before other tasks of the dispatcher get theirs.
-const FRAMES_PER_TURN: usize = 128;
+/// Frames taken in one turn before other tasks of the dispatcher get theirs, and what was written meanwhile goes out: the peer
+/// works on the first frames while this side is at the next.
+const FRAMES_PER_TURN: usize = 32;
 
 type Closing = Pin<Box<dyn Future<Output = ()>>>;
 

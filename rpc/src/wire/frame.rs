@@ -87,6 +87,7 @@ pub struct StrmHead {
 ///
 /// If the bytes are no frame, or one beyond `limits`: the end of the frame is then unknown or too far away, and the
 /// connection has to be closed.
+#[inline]
 pub fn parse<'a>(bytes: &'a [u8], limits: &Limits) -> Result<Step<'a>, WireError> {
     let known = bytes.len().min(4);
     let is_prpc = bytes[..known] == PRPC_MAGIC[..known];
@@ -121,6 +122,7 @@ pub fn parse<'a>(bytes: &'a [u8], limits: &Limits) -> Result<Step<'a>, WireError
     Ok(Step::Strm(StrmHead { layout, meta: StreamFrameMeta::decode(meta)? }))
 }
 
+#[inline]
 fn parse_prpc(meta: RpcMeta<'_>, meta_len: u32, payload: u32) -> Step<'_> {
     let error = match u32::try_from(meta.attachment_size) {
         Ok(body_len) if body_len <= payload => {

@@ -177,21 +177,7 @@ impl Seen {
 pub(super) trait Sink {
     fn put(&mut self, bytes: &[u8]);
 
-    #[inline]
-    fn varint(&mut self, mut value: u64) {
-        if value < 0x80 {
-            return self.put(&[value as u8]);
-        }
-        let mut bytes = [0_u8; MAX_VARINT_LEN];
-        let mut len = 0;
-        while value >= 0x80 {
-            bytes[len] = value as u8 | 0x80;
-            value >>= 7;
-            len += 1;
-        }
-        bytes[len] = value as u8;
-        self.put(&bytes[..=len]);
-    }
+    fn varint(&mut self, value: u64);
 
     fn number(&mut self, field: u32, value: u64) {
         self.varint(u64::from(field << 3 | u32::from(VARINT)));
@@ -231,6 +217,16 @@ pub(super) struct Write<B>(pub(super) B);
 impl<B: BufMut> Sink for Write<B> {
     fn put(&mut self, bytes: &[u8]) {
         self.0.put_slice(bytes);
+    }
+
+    #[inline]
+    fn varint(&mut self, mut value: u64) {
+        // Byte by byte: copying two of them costs a call of memcpy.
+        while value >= 0x80 {
+            self.0.put_u8(value as u8 | 0x80);
+            value >>= 7;
+        }
+        self.0.put_u8(value as u8);
     }
 }
 
