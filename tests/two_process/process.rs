@@ -26,9 +26,8 @@ pub(crate) type Env<'a> = &'a [(&'a str, &'a str)];
 
 /// Microseconds of the clock that all processes of a machine share.
 pub(crate) fn now_us() -> u64 {
-    let t = format!("{:?}", Instant::now()); //DBG
-    let n: Vec<u64> = t.split(|c: char| !c.is_ascii_digit()).filter_map(|x| x.parse().ok()).collect(); //DBG
-    n[0] * 1_000_000 + n[1] / 1000 //DBG
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000 + now.tv_nsec as u64 / 1000
 }
 
 /// What a peer said: a name and fields.
