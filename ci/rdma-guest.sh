@@ -48,9 +48,13 @@ cases() { # PROGRAM BACKEND CASE...
     local case status=0 program=$1 backend=$2
     shift 2
     if [ $# = 0 ]; then "$folder/$program" "$backend/"; return; fi
+    one() { UCRPC_TIMES=1 "$folder/$program" --exact "$backend/$1" >/run/case 2>&1 && grep -q '1 passed' /run/case; }
     for case; do
-        UCRPC_TIMES=1 "$folder/$program" --exact "$backend/$case" >/run/case 2>&1 || status=1
-        grep -q '1 passed' /run/case || { status=1; cat /run/case; }
+        if ! one "$case"; then
+            cat /run/case
+            # As everywhere in CI: once more, and it is said.
+            if one "$case"; then echo "FLAKY: $backend/$case failed once and passed when it was run again."; else status=1; cat /run/case; fi
+        fi
         grep -E '^ +[0-9.]+ s  ' /run/case
     done
     return $status

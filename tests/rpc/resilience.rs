@@ -167,13 +167,16 @@ fn hedge_budget(bed: &Bed) {
     while channel.transports().len() < 2 {
         client.echo(request(bytes_of(1, 1))).blocking().unwrap();
     }
+    eventually("the first hedges have ended", || server.stats().running == 0);
     let before = (channel.stats(), Seen::get(&seen.started));
     let slow = EchoRequest { sleep_ms: 20, ..EchoRequest::default() };
     channel.block_on(all((0..100).map(|_| client.echo(slow.clone()).into_future()), |_, result| drop(result.unwrap())));
     let stats = channel.stats();
     let hedges = stats.hedges - before.0.hedges;
     assert!((1..=14).contains(&hedges) && stats.budget_refused > before.0.budget_refused, "{stats:?}");
-    assert_eq!(Seen::get(&seen.started) - before.1, 100 + hedges);
+    // A hedge may be cancelled before its handler starts.
+    let ran = Seen::get(&seen.started) - before.1;
+    assert!((100..=100 + hedges).contains(&ran), "{ran} handlers for 100 calls and {hedges} hedges");
     eventually("nothing runs", || server.stats().running == 0);
 }
 

@@ -24,6 +24,8 @@ struct Counters {
 
 impl Counters {
     fn now() -> Self {
+        // The kernel shows what it has read up to 10 ms ago (`hw_counters/lifespan`).
+        std::thread::sleep(std::time::Duration::from_millis(30));
         let read = |name: &str| {
             let path = format!("/sys/class/infiniband/rxe0/ports/1/hw_counters/{name}");
             let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"));

@@ -33,7 +33,7 @@ impl Connecting {
     /// Waits, blocking the calling thread.
     ///
     /// # Errors
-    /// Why it could not be opened; [`ErrorKind::Invalid`] on the dispatcher's own thread.
+    /// Why it could not be opened; [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) on the dispatcher's own thread.
     pub fn blocking(self) -> Result<Connection> {
         let dispatcher = self.connection.as_ref().map(|c| c.shared().dispatcher.clone());
         driver::block_elsewhere(&dispatcher.expect("not ready yet"), self)?
