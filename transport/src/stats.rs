@@ -75,6 +75,9 @@ counters! {
         ucx_held,
         /// UCX endpoints.
         ucx_endpoints,
+        /// UCX workers of this process, of any dispatcher, that were abandoned with their memory because something of
+        /// theirs was still in use when their dispatcher ended.
+        ucx_parked_workers,
         /// Turns of the loop.
         turns,
         /// Turns that found work.

@@ -89,18 +89,6 @@ pub(crate) enum Stream {
 }
 
 impl Stream {
-    /// Who is at the other end, for logs: `10.0.0.1:80`, or `unix:pid=7,uid=1000`. Never fails.
-    #[allow(dead_code, reason = "the driver's log names connections by key so far")]
-    pub(crate) fn peer(&self) -> String {
-        match self {
-            Self::Tcp(s) => s.peer_addr().map_or_else(|_| "tcp:not connected".into(), |addr| addr.to_string()),
-            Self::Unix(s) => match rustix::net::sockopt::socket_peercred(s) {
-                Ok(peer) => format!("unix:pid={},uid={}", peer.pid.as_raw_nonzero(), peer.uid.as_raw()),
-                Err(_) => "unix:not connected".into(),
-            },
-        }
-    }
-
     /// The peer's and this side's address, as far as they are IP addresses.
     pub(crate) fn addresses(&self) -> (Option<SocketAddr>, Option<SocketAddr>) {
         match self {

@@ -9,8 +9,6 @@
 //! - Memory that UCX lent us (descriptors) goes back on the worker's thread, whoever drops it: see [`returns`].
 //! - UCX trusts its peers. Whoever can reach its sockets or segments can crash the process; our negotiation decides who
 //!   learns a worker address, and [`address`] checks the addresses that we are given.
-// The driver does not use all of it yet.
-#![allow(dead_code, unused_imports)]
 
 mod address;
 mod am;
@@ -32,10 +30,10 @@ mod worker;
 pub(crate) use cm::{CmListener, ConnRequest};
 pub(crate) use context::Context;
 pub(crate) use endpoint::EndpointId;
-pub(crate) use event::{Event, SmallHeader};
+pub(crate) use event::Event;
 pub(crate) use op::{Mode, Payload, Sent};
 pub(crate) use returns::Rendezvous;
-pub(crate) use worker::{Armed, Counters, OnlyClosing, Worker, parked_workers};
+pub(crate) use worker::{Armed, OnlyClosing, Worker, parked_workers};
 
 /// Largest AM header that is sent or accepted, bytes. UCX's own limit depends on the lanes (8.1 KiB here), is not checked
 /// by it, and is fatal when a rendezvous announcement exceeds it.

@@ -168,6 +168,7 @@ mod tests {
 
     use crate::{
         Address, Connection, ConnectionConfig, Dispatcher, DispatcherConfig, ErrorKind, ListenConfig, LocalDispatcher,
+        driver::block_elsewhere,
     };
 
     const FRAMES: u32 = 3000;
@@ -179,31 +180,14 @@ mod tests {
         let mut listener = elsewhere.listen(&address, ListenConfig::default()).expect("listen");
         let connection = local.handle().connect(&address, ConnectionConfig::default()).into_connection();
         std::thread::spawn(move || {
-            let peer = local_block(listener.accept()).expect("accept");
+            let peer = listener.accept_blocking().expect("accept");
             for number in 0..FRAMES {
-                local_block(peer.send_wait(number.to_le_bytes().to_vec())).expect("send");
+                let sent = block_elsewhere(&peer.shared().dispatcher, peer.send_wait(number.to_le_bytes().to_vec()));
+                sent.expect("not its own thread").expect("send");
             }
-            local_block(peer.close()).expect("close");
+            block_elsewhere(&peer.shared().dispatcher, peer.close()).expect("not its own thread").expect("close");
         });
         (connection, elsewhere)
-    }
-
-    /// Waits for a future whose work is done on other threads.
-    fn local_block<F: Future>(future: F) -> F::Output {
-        struct Unpark(std::thread::Thread);
-        impl std::task::Wake for Unpark {
-            fn wake(self: std::sync::Arc<Self>) {
-                self.0.unpark();
-            }
-        }
-        let waker = std::sync::Arc::new(Unpark(std::thread::current())).into();
-        let mut future = std::pin::pin!(future);
-        loop {
-            if let std::task::Poll::Ready(output) = future.as_mut().poll(&mut std::task::Context::from_waker(&waker)) {
-                return output;
-            }
-            std::thread::park();
-        }
     }
 
     fn number(frame: &crate::Frame) -> u32 {
@@ -243,7 +227,7 @@ mod tests {
             let mut moved = connection;
             let thread = std::thread::spawn(move || {
                 for _ in 0..11.min(FRAMES - next) {
-                    assert_eq!(number(&local_block(moved.recv()).expect("a frame")), next);
+                    assert_eq!(number(&moved.recv_blocking().expect("a frame")), next);
                     next += 1;
                 }
                 done.send(()).expect("the test waits");

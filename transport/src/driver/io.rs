@@ -278,6 +278,7 @@ impl Io {
         counters.handshakes.set(self.handshakes);
         counters.timers.set(self.timers.len() as u64);
         counters.ucx_inflight.set(self.ops.len() as u64);
+        counters.ucx_parked_workers.set(ucx::parked_workers());
         if !matches!(self.worker, WorkerSlot::Ready { .. }) {
             counters.ucx_held.set(0);
             counters.ucx_endpoints.set(0);

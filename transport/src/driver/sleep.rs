@@ -108,7 +108,6 @@ impl Core {
         let longest = if armed { detector } else { NAP };
         let timeout = timer.map_or(longest, |t| t.min(longest));
         counters.sleeps.add(1);
-        self.io.publish(self.conns.len());
         Some(Asleep { timeout, by_timer: !armed || timer.is_some_and(|t| t <= detector) })
     }
 

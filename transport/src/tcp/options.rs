@@ -73,7 +73,6 @@ impl Keepalive {
 
 impl Stream {
     /// Turns keepalive on, once the first bytes have told that the peer speaks a foreign protocol.
-    #[allow(dead_code, reason = "the driver hands foreign protocols over, but does not watch them yet")]
     pub(crate) fn set_keepalive(&self, keepalive: &Keepalive) -> io::Result<()> {
         match self {
             Self::Tcp(s) => keepalive.set(&SockRef::from(s)),

@@ -26,7 +26,6 @@ pub(super) const MAX_SLICES: usize = 64;
 const MAX_OFFER: usize = 1 << 20;
 /// Frames up to the first of these sizes, or else the second, are put together on the stack when they can be written at
 /// once, bytes with their header: up to there, clearing and filling that memory costs less than three slices.
-#[allow(dead_code, reason = "the driver queues first and flushes so far; the direct way is measured and comes next")]
 const ON_STACK: [usize; 2] = [512, 2048];
 /// Bytes sent that may lie in front of the unsent ones in a staging buffer before these are moved down.
 const COMPACT_FROM: usize = 64 << 10;
@@ -131,10 +130,6 @@ impl Writer {
     ///
     /// # Errors
     /// As [`Writer::flush`].
-    #[allow(
-        dead_code,
-        reason = "the driver queues first and flushes so far; the direct way is measured and comes next"
-    )]
     pub(crate) fn send_now(
         &mut self,
         stream: &Stream,
@@ -475,7 +470,6 @@ fn contiguous(body: &Body) -> Option<&[u8]> {
 }
 
 /// Writes a small frame with one call.
-#[allow(dead_code, reason = "the driver queues first and flushes so far; the direct way is measured and comes next")]
 fn write_parts(stream: &Stream, parts: [&[u8]; 3]) -> io::Result<usize> {
     match parts.iter().map(|part| part.len()).sum::<usize>() {
         len if len <= ON_STACK[0] => write_joined::<{ ON_STACK[0] }>(stream, parts),
@@ -484,7 +478,6 @@ fn write_parts(stream: &Stream, parts: [&[u8]; 3]) -> io::Result<usize> {
     }
 }
 
-#[allow(dead_code, reason = "the driver queues first and flushes so far; the direct way is measured and comes next")]
 fn write_joined<const SIZE: usize>(stream: &Stream, parts: [&[u8]; 3]) -> io::Result<usize> {
     let mut bytes = [0; SIZE];
     let mut len = 0;

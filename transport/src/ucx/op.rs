@@ -53,7 +53,7 @@ impl Payload {
 /// What an operation keeps alive besides its header.
 pub(super) enum Hold {
     Nothing,
-    Payload(Payload),
+    Payload(#[expect(dead_code, reason = "it is there to live as long as the operation")] Payload),
     Target(RecvBuf),
 }
 

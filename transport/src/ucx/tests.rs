@@ -18,7 +18,7 @@ use std::{
 
 use bytes::BytesMut;
 
-use super::*;
+use super::{worker::Counters, *};
 use crate::{error::Error, frame::RecvBuf};
 
 const SCENARIO: &str = "UCRPC_TEST_UCX_SCENARIO";

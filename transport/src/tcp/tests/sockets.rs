@@ -56,7 +56,7 @@ fn connect_and_talk(listener: &Listener, address: SocketAddr, options: &SocketOp
     assert_eq!(client.write(b"hello").unwrap(), 5);
     let mut buf = [0; 9];
     assert_eq!(server.read(&mut buf).unwrap(), 5);
-    assert!(client.peer().ends_with(&format!(":{}", address.port())), "{}", client.peer());
+    assert_eq!(client.addresses().0, Some(address));
     (client, server)
 }
 
@@ -180,7 +180,7 @@ fn unix_sockets_connect_and_clean_up() {
     assert_eq!(finish(&mut client), Ok(Progress::Connected));
     let server = accept_all(&listener).pop().unwrap();
     assert_eq!(SockRef::from(&server).send_buffer_size().unwrap(), 100_000);
-    assert_eq!(server.peer().split(',').next().unwrap(), format!("unix:pid={}", std::process::id()));
+    assert_eq!(server.addresses(), (None, None));
     assert_eq!(server.write(b"x").unwrap(), 1);
     assert_eq!(client.read(&mut [0; 4]).unwrap(), 1);
     drop(listener);
