@@ -2,7 +2,7 @@
 //!
 //! A frame of a small message lives for microseconds, and several parts of the stack hold parts of it. Cut from a chunk that is
 //! counted already, it costs neither the allocation nor the second one that the first clone of a `Bytes` of its own makes for the
-//! count. When all pieces of a chunk are gone by the time it is used up, it is used again.
+//! count. A thread has a few chunks and goes round: one whose pieces are gone when its turn comes is used again.
 //!
 //! Whoever keeps a piece keeps its chunk: at most [`CHUNK`] bytes.
 
@@ -15,8 +15,19 @@ const CHUNK: usize = 4 << 10;
 /// Larger pieces get an allocation of their own.
 const SMALL: usize = 512;
 
+/// Chunks of a thread: enough for what is under way where 64 calls are.
+const CHUNKS: usize = 8;
+
 thread_local! {
-    static REST: RefCell<BytesMut> = RefCell::default();
+    static CHUNKS_HERE: RefCell<Chunks> = RefCell::default();
+}
+
+#[derive(Default)]
+struct Chunks {
+    /// What is left of each.
+    rest: [BytesMut; CHUNKS],
+    /// The one that pieces are cut from.
+    turn: usize,
 }
 
 /// An empty buffer with room for `len` bytes.
@@ -27,7 +38,7 @@ pub fn buffer(len: usize) -> BytesMut {
         return BytesMut::with_capacity(len);
     }
     // A thread that is ending has none.
-    REST.try_with(|rest| cut(&mut rest.borrow_mut(), len)).unwrap_or_else(|_| BytesMut::with_capacity(len))
+    CHUNKS_HERE.try_with(|here| here.borrow_mut().cut(len)).unwrap_or_else(|_| BytesMut::with_capacity(len))
 }
 
 /// A copy of `bytes`.
@@ -42,14 +53,26 @@ pub fn copy(bytes: &[u8]) -> Bytes {
     copy.freeze()
 }
 
-#[inline]
-fn cut(rest: &mut BytesMut, len: usize) -> BytesMut {
-    if rest.capacity() < len {
-        // The same chunk, if nobody else has a piece of it.
-        rest.reserve(CHUNK);
+impl Chunks {
+    #[inline]
+    fn cut(&mut self, len: usize) -> BytesMut {
+        if self.rest[self.turn].capacity() < len {
+            self.next();
+        }
+        let rest = &mut self.rest[self.turn];
+        let after = rest.split_off(len);
+        std::mem::replace(rest, after)
     }
-    let after = rest.split_off(len);
-    std::mem::replace(rest, after)
+
+    /// Goes on to the next chunk: the one there, if nobody has a piece of it any more.
+    #[cold]
+    fn next(&mut self) {
+        self.turn = (self.turn + 1) % CHUNKS;
+        let rest = &mut self.rest[self.turn];
+        if !rest.try_reclaim(CHUNK) {
+            *rest = BytesMut::with_capacity(CHUNK);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -73,12 +96,12 @@ mod tests {
     }
 
     #[test]
-    fn a_chunk_whose_pieces_are_gone_is_used_again() {
+    fn chunks_whose_pieces_are_gone_are_used_again() {
         let places = std::thread::spawn(|| {
             let place = |piece: &Bytes| piece.as_ptr() as usize / CHUNK;
             (0..10_000).map(|_| place(&copy(&[7; 100]))).collect::<std::collections::HashSet<_>>()
         });
-        // It need not start at a multiple of its length.
-        assert!(places.join().expect("no panic").len() <= 2);
+        // They need not start at multiples of their length.
+        assert!(places.join().expect("no panic").len() <= 2 * CHUNKS);
     }
 }

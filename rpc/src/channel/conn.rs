@@ -12,7 +12,8 @@ use ucrpc_transport::{Connection, Dispatcher, Frame, SendError, Sender};
 use super::calls::{Answer, Calls};
 use super::landings::Landings;
 use crate::alarm::OneTimer;
-use crate::codec::{decode_response, encode_signal};
+use crate::call::Decoded;
+use crate::codec::{decode_parts, encode_signal};
 use crate::frames::{Incoming, status_of, take_apart, transport_name};
 use crate::streaming::Streams;
 use crate::wire::{Limits, RpcMeta, Signal};
@@ -134,7 +135,7 @@ impl Conn {
     }
 
     /// Decodes what the reader left to the caller.
-    pub(super) fn decode(&self, answer: Answer) -> Result<crate::call::RawResponse, Status> {
+    pub(super) fn decode(&self, answer: Answer) -> Result<Decoded, Status> {
         let bad = |error: String| Status::new(Code::ERESPONSE, error);
         let (head, body) = match answer {
             Answer::Decoded(result) => return result,
@@ -144,7 +145,7 @@ impl Conn {
         };
         let mut meta = RpcMeta::default();
         match take_apart(&head, body, &self.limits, &mut meta).map_err(|error| bad(error.to_string()))? {
-            Incoming::Prpc { message, attachment } => decode_response(&meta, message, attachment, self.max_message),
+            Incoming::Prpc { message, attachment } => decode_parts(&meta, message, attachment, self.max_message),
             Incoming::Reject(error) => Err(bad(error.to_string())),
             Incoming::Strm { .. } => Err(bad("a stream's frame in place of a response".to_owned())),
         }
@@ -180,7 +181,7 @@ impl Conn {
                 let id = meta.correlation_id;
                 let attachment = self.landings.copy_in(id, attachment);
                 let answer = if meta.compress_type == 0 && meta.checksum_type == 0 {
-                    Answer::Decoded(decode_response(&meta, message, attachment, self.max_message))
+                    Answer::Decoded(decode_parts(&meta, message, attachment, self.max_message))
                 } else {
                     Answer::Packed(Frame::new(frame.head.clone(), joined(&frame.head, &meta, message, attachment)))
                 };
