@@ -15,7 +15,8 @@ pub use inherit::{Inherited, Trace};
 pub use metadata::{Metadata, MetadataError};
 
 use crate::codec::{ChecksumType, CompressType};
-use crate::streaming::{self, StreamConfig, Streams};
+use crate::streaming::{self, ByteStream, StreamConfig, Streams};
+use crate::wire::stream::INVALID_STREAM_ID;
 use crate::wire::{RequestMeta, RpcMeta, Segments, StreamSettings, UserFields};
 use crate::{Code, Status};
 
@@ -126,18 +127,41 @@ impl std::ops::DerefMut for CallContext {
     }
 }
 
-/// Where a handler's stream would live: the connection that its call came on.
-#[derive(Clone)]
+/// Where a handler's streams would live: the connection that its call came on.
 pub(crate) struct StreamHost {
-    pub(crate) streams: Arc<Streams>,
-    pub(crate) sender: ucrpc_transport::Sender,
-    /// The stream that was accepted.
-    pub(crate) accepted: Option<Arc<streaming::Core>>,
+    streams: Arc<Streams>,
+    sender: ucrpc_transport::Sender,
+    accepted: Vec<Accepted>,
+}
+
+impl StreamHost {
+    pub(crate) fn new(streams: Arc<Streams>, sender: ucrpc_transport::Sender) -> Self {
+        Self { streams, sender, accepted: Vec::new() }
+    }
 }
 
 impl std::fmt::Debug for StreamHost {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("StreamHost").field("accepted", &self.accepted.is_some()).finish_non_exhaustive()
+        f.debug_struct("StreamHost").field("accepted", &self.accepted.len()).finish_non_exhaustive()
+    }
+}
+
+/// A stream that a handler accepted, until its response is on its way. If no response ever is, because the handler failed, panicked
+/// or was dropped, the stream ends with it.
+pub(crate) struct Accepted(Arc<streaming::Core>);
+
+impl Accepted {
+    /// The response is on its way: the stream may write.
+    pub(crate) fn open(self) {
+        self.0.open_gate();
+    }
+}
+
+impl Drop for Accepted {
+    fn drop(&mut self) {
+        if self.0.is_gated() {
+            self.0.fail(Status::new(Code::ECLOSE, "the call that would open the stream failed"));
+        }
     }
 }
 
@@ -242,20 +266,38 @@ impl CallContext {
         self.streams = Some(host);
     }
 
-    /// The stream that the handler accepted.
-    pub(crate) fn accepted_stream(&self) -> Option<&Arc<streaming::Core>> {
-        self.streams.as_ref()?.accepted.as_ref()
+    /// The streams that the handler accepted: whoever has them decides what becomes of them.
+    pub(crate) fn take_accepted(&mut self) -> Vec<Accepted> {
+        self.streams.as_mut().map(|host| std::mem::take(&mut host.accepted)).unwrap_or_default()
     }
 
-    /// Accepts the stream that the call offers.
-    pub(crate) fn accept_stream(&mut self, config: StreamConfig) -> Result<streaming::ByteStream, Status> {
+    /// Accepts the first stream that the call offers, or all.
+    ///
+    /// brpc's client takes an id for each stream that it asked for out of the response without looking how many there are. So those that
+    /// are not accepted get the invalid one.
+    pub(crate) fn accept_streams(&mut self, config: StreamConfig, all: bool) -> Result<Vec<ByteStream>, Status> {
         let none = || Status::new(Code::EREQUEST, "the call offers no stream, or it was accepted before");
         let parts = &mut *self.0;
-        let host = parts.streams.as_mut().filter(|host| host.accepted.is_none()).ok_or_else(none)?;
-        let core = host.streams.open(&host.sender, config, parts.stream.as_ref())?;
-        parts.response.stream = Some(core.settings());
-        host.accepted = Some(core.clone());
-        Ok(streaming::ByteStream::new(core))
+        let host = parts.streams.as_mut().filter(|host| host.accepted.is_empty()).ok_or_else(none)?;
+        let offered = parts.stream.as_ref().ok_or_else(none)?;
+        let mut peer = StreamSettings { extra_stream_ids: Vec::new(), ..offered.clone() };
+        let first = Accepted(host.streams.open(&host.sender, config, Some(&peer))?);
+        let mut settings = first.0.settings();
+        let mut accepted = vec![first];
+        for &id in &offered.extra_stream_ids {
+            if !all {
+                settings.extra_stream_ids.push(INVALID_STREAM_ID);
+                continue;
+            }
+            peer.stream_id = id;
+            let stream = Accepted(host.streams.open(&host.sender, config, Some(&peer))?);
+            settings.extra_stream_ids.push(stream.0.id());
+            accepted.push(stream);
+        }
+        parts.response.stream = Some(settings);
+        let streams = accepted.iter().map(|stream| ByteStream::new(stream.0.clone())).collect();
+        host.accepted = accepted;
+        Ok(streams)
     }
 
     /// Shortens the deadline; one that is later than the caller's changes nothing.

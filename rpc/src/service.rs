@@ -116,7 +116,7 @@ impl<In, Out> StreamOffer<In, Out> {
     ///
     /// [`Code::ELIMIT`] if the connection has too many streams; [`Code::EREQUEST`] if no server carries the call.
     pub fn accept(self, context: &mut CallContext, config: StreamConfig) -> Result<MessageStream<Out, In>, Status> {
-        Ok(context.accept_stream(config)?.into_messages())
+        self.accept_bytes(context, config).map(ByteStream::into_messages)
     }
 
     /// Accepts the stream as one of bytes.
@@ -125,7 +125,23 @@ impl<In, Out> StreamOffer<In, Out> {
     ///
     /// As [`Self::accept`].
     pub fn accept_bytes(self, context: &mut CallContext, config: StreamConfig) -> Result<ByteStream, Status> {
-        context.accept_stream(config)
+        let no_stream = || Status::new(Code::EINTERNAL, "no stream was accepted");
+        context.accept_streams(config, false)?.pop().ok_or_else(no_stream)
+    }
+
+    /// How many streams the caller asks for: one, unless it is a brpc client that creates several with one call.
+    pub fn count(&self) -> usize {
+        1 + self.settings.extra_stream_ids.len()
+    }
+
+    /// Accepts all streams that the caller asks for, in its order, as streams of bytes. [`Self::accept`] takes the first alone, and what the caller writes on the
+    /// others is answered with a reset.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::accept`].
+    pub fn accept_all(self, context: &mut CallContext, config: StreamConfig) -> Result<Vec<ByteStream>, Status> {
+        context.accept_streams(config, true)
     }
 
     /// Accepts the stream with settings of the caller's own making, for who carries streams by hand.

@@ -19,6 +19,7 @@ pub const CASES: &[Case] = &[
     ("stream_from_server", from_server),
     ("stream_to_server", to_server),
     ("stream_refused", refused),
+    ("stream_accepted_in_vain", accepted_in_vain),
     ("stream_ends", ends),
     ("stream_window", window),
     ("stream_traits", traits),
@@ -180,6 +181,70 @@ fn refused(bed: &Bed) {
     drop(streams);
     eventually("there is room again", || open().is_ok());
     client.echo(request(bytes_of(1, 10))).blocking().unwrap();
+}
+
+/// Accepts a stream, and then does not stay with it.
+struct Fickle {
+    ended: std::sync::mpsc::SyncSender<bool>,
+}
+
+impl echo::echo_server::Echo for Fickle {
+    async fn echo(&self, _: &mut CallContext, _: EchoRequest) -> Result<EchoResponse, Status> {
+        Ok(EchoResponse::default())
+    }
+
+    async fn chat(
+        &self,
+        context: &mut CallContext,
+        request: EchoRequest,
+        offer: StreamOffer<EchoRequest, EchoResponse>,
+    ) -> Result<EchoResponse, Status> {
+        assert_eq!(offer.count(), 1);
+        let mut stream = offer.accept_bytes(context, StreamConfig::default())?;
+        if request.payload.starts_with(b"keep") {
+            let ended = self.ended.clone();
+            spawn_local(async move {
+                let sent = stream.send(Bytes::from_static(b"never")).await;
+                ended.send(sent.is_err_and(|status| status.code() == Code::ECLOSE)).unwrap();
+            })
+            .unwrap();
+        } else {
+            drop(stream);
+        }
+        if request.sleep_ms > 0 {
+            let later = std::time::Instant::now() + Duration::from_millis(request.sleep_ms.into());
+            ucrpc::Dispatcher::current().unwrap().sleep_until(later).await;
+        }
+        match request.fail_with {
+            0 => Ok(EchoResponse { payload: request.payload }),
+            -1 => panic!("as asked"),
+            code => Err(Status::new(Code::from_wire(code), "as asked")),
+        }
+    }
+}
+
+/// Whatever a handler does with a stream that it accepted, its caller gets the response, and before it nothing else.
+fn accepted_in_vain(bed: &Bed) {
+    let (ended, hear) = std::sync::mpsc::sync_channel(10);
+    let server = bed.serve(Server::builder().service(EchoServer::new(Fickle { ended })));
+    let channel = bed.channel(&server).connect_lazy().unwrap();
+    let client = EchoClient::new(channel.clone());
+    let open = |payload: &'static str, fail_with, sleep_ms, timeout| {
+        let request = EchoRequest { payload: payload.into(), fail_with, sleep_ms };
+        let call = client.chat(request).timeout(Duration::from_millis(timeout));
+        channel.block_on(call.open_stream(StreamConfig::default()))
+    };
+    let (response, mut stream) = open("drop", 0, 0, 20_000).unwrap();
+    assert_eq!(response.payload, &b"drop"[..]);
+    assert!(channel.block_on(stream.next()).is_none(), "closed after the response");
+    for (fail_with, code) in [(4242, Code::from_wire(4242)), (-1, Code::EINTERNAL)] {
+        assert_eq!(open("drop", fail_with, 0, 20_000).unwrap_err().code(), code);
+        assert_eq!(open("keep", fail_with, 0, 20_000).unwrap_err().code(), code);
+        assert!(hear.recv_timeout(Duration::from_secs(20)).unwrap(), "the stream ended with its call");
+    }
+    assert_eq!(open("keep", 0, 10_000, 50).unwrap_err().code(), Code::ERPCTIMEDOUT);
+    assert!(hear.recv_timeout(Duration::from_secs(5)).unwrap(), "the stream ended with its call's deadline");
+    client.echo(EchoRequest::default()).blocking().unwrap();
 }
 
 fn ends(bed: &Bed) {

@@ -193,6 +193,11 @@ impl Conn {
 
     /// What a response says about the server.
     fn note(&self, meta: &RpcMeta<'_>) {
+        let refused = meta.response.is_some_and(|response| response.error_code == Code::ERPCAUTH.to_wire());
+        if refused && !self.is_settled() {
+            // The server closes a connection whose first request it did not trust: no other call should meet that end.
+            self.retired.store(true, Ordering::Release);
+        }
         if meta.signal == Signal::Hello {
             self.is_ucrpc.store(true, Ordering::Relaxed);
         }

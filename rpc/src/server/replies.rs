@@ -13,7 +13,7 @@ use ucrpc_transport::{Frame, SendError, Sender};
 use super::admission::MethodLimit;
 use super::core::{Core, count};
 use super::handler;
-use crate::call::{Inherited, Reply};
+use crate::call::{Accepted, Inherited, Reply};
 use crate::codec::{encode_error, encode_response_with};
 use crate::service::ReplyFuture;
 use crate::streaming::Streams;
@@ -73,6 +73,8 @@ pub(super) struct Replies {
     calls: RefCell<Calls>,
     /// Frames that the transport had no room for.
     backlog: RefCell<VecDeque<Frame>>,
+    /// Streams whose responses are in the backlog.
+    gates: RefCell<Vec<Accepted>>,
     /// Frames of this poll of the session: they go out together.
     outbox: RefCell<Vec<Frame>>,
     collecting: Cell<bool>,
@@ -91,6 +93,7 @@ impl Replies {
             streams,
             calls: RefCell::default(),
             backlog: RefCell::default(),
+            gates: RefCell::default(),
             outbox: RefCell::default(),
             collecting: Cell::new(false),
             session: RefCell::new(None),
@@ -153,7 +156,12 @@ impl Replies {
         for frame in waiting {
             self.transmit(frame, false);
         }
-        !self.has_backlog()
+        let empty = !self.has_backlog();
+        if empty {
+            let gates = std::mem::take(&mut *self.gates.borrow_mut());
+            gates.into_iter().for_each(Accepted::open);
+        }
+        empty
     }
 
     fn wake_session(&self) {
@@ -173,16 +181,15 @@ impl Replies {
                 reply.result = Err(status);
             }
         }
-        let accepted = reply.context.accepted_stream().cloned();
+        let accepted = reply.context.take_accepted();
         let (ok, server_id) = (reply.result.is_ok(), reply.context.response.stream.as_ref().map(|s| s.stream_id));
         let (head, attachment) = encode_response_with(reply, to.correlation_id, self.signal(), &self.core.limits);
         self.respond(to, head, attachment, server_id.filter(|_| ok));
-        if let Some(stream) = accepted {
-            if ok {
-                stream.open_gate();
-            } else {
-                stream.fail(Status::new(Code::ECLOSE, "the call that would open the stream failed"));
-            }
+        if ok && self.has_backlog() {
+            // What the streams write must not overtake the response, which waits for room.
+            self.gates.borrow_mut().extend(accepted);
+        } else if ok {
+            accepted.into_iter().for_each(Accepted::open);
         }
     }
 

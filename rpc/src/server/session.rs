@@ -215,7 +215,7 @@ impl Session {
                 let mut context = CallContext::from_request(name, meta, request, attachment, received);
                 if to.stream.is_some() {
                     let (streams, sender) = (self.replies.streams.clone(), self.connection.sender());
-                    context.set_stream_host(StreamHost { streams, sender, accepted: None });
+                    context.set_stream_host(StreamHost::new(streams, sender));
                 }
                 self.start(&**service, id, context, message, to, method, cx);
             }

@@ -87,11 +87,16 @@ impl Core {
         }
     }
 
-    /// The server's side: the response is on its way.
-    pub(crate) fn open_gate(&self) {
+    /// The server's side: the response is on its way. What the stream had to tell meanwhile (that it is closed) follows.
+    pub(crate) fn open_gate(self: &Arc<Self>) {
         let mut state = self.lock();
         state.gated = false;
+        self.flush_or_drain(&mut state);
         wake(state);
+    }
+
+    pub(crate) fn is_gated(&self) -> bool {
+        self.lock().gated
     }
 
     /// Ends it without a word to the peer.
@@ -119,7 +124,18 @@ impl Core {
     pub(super) fn tell(self: &Arc<Self>, state: &mut State, meta: &StreamFrameMeta) {
         // A frame of a few bytes is within every limit.
         let Ok(head) = meta.encode_head(0, &Limits::DEFAULT) else { return };
+        if state.gated {
+            // The end of a stream, if it came before the response, would make the caller drop the response. And only a peer that
+            // guessed the id makes this side tell anything else before: that is not kept.
+            state.unsent.clear();
+        }
         state.unsent.push_back(Frame::from(head));
+        if !state.gated {
+            self.flush_or_drain(state);
+        }
+    }
+
+    fn flush_or_drain(self: &Arc<Self>, state: &mut State) {
         if let Err(Written::Blocked(sender)) = state.flush()
             && !std::mem::replace(&mut state.draining, true)
         {
