@@ -94,13 +94,15 @@ impl LocalDispatcher {
         let mut future = pin!(future);
         let mut spin = Spin::new();
         loop {
+            // After the tasks: what wakes it is mostly one of them, and what it sends leaves in this turn.
+            let polled = self.run_tasks();
             if root.take()
                 && let Poll::Ready(output) = poll_root(future.as_mut(), &waker)
             {
                 self.turn();
                 return output;
             }
-            let worked = self.turn();
+            let worked = self.turn_core() | polled;
             self.wait(&mut spin, worked, &|| root.is_woken());
         }
     }
@@ -121,10 +123,21 @@ impl LocalDispatcher {
     /// One round of everything that is ready.
     #[inline]
     fn turn(&self) -> bool {
-        let shared = &self.current.shared;
+        self.run_tasks() | self.turn_core()
+    }
+
+    /// Polls the tasks that are ready.
+    #[inline]
+    fn run_tasks(&self) -> bool {
         // Asking a queue whether it is empty is much cheaper than popping from it: no fence.
-        let has_tasks = !shared.woken_tasks.is_empty() || !self.current.ready.borrow().is_empty();
-        let polled = has_tasks && Tasks::run(&self.current.tasks);
+        let has_tasks = !self.current.shared.woken_tasks.is_empty() || !self.current.ready.borrow().is_empty();
+        has_tasks && Tasks::run(&self.current.tasks)
+    }
+
+    /// Everything but the tasks.
+    #[inline]
+    fn turn_core(&self) -> bool {
+        let shared = &self.current.shared;
         let mut core = self.current.core.borrow_mut();
         let mut worked = core.turn();
         if !shared.commands.is_empty() {
@@ -136,7 +149,7 @@ impl LocalDispatcher {
                 self.current.tasks.borrow_mut().spawn(future);
             }
         }
-        polled | worked
+        worked
     }
 
     /// Spins or sleeps, as the policy says.

@@ -89,7 +89,9 @@ impl ReadyTasks {
 
     /// What is polled in this turn begins with those that yielded in the last one.
     fn begin(&mut self) {
-        self.ready.extend(self.yielded.drain(..));
+        if !self.yielded.is_empty() {
+            self.ready.extend(self.yielded.drain(..));
+        }
     }
 }
 
@@ -140,7 +142,9 @@ impl Tasks {
 
     fn next(&mut self) -> Option<(Key, LocalFuture, Waker)> {
         let ready = self.ready.clone();
-        while let Some(Woken(waker)) = self.dispatcher.woken_tasks.pop() {
+        // Much cheaper than popping from an empty queue.
+        while !self.dispatcher.woken_tasks.is_empty() {
+            let Some(Woken(waker)) = self.dispatcher.woken_tasks.pop() else { break };
             ready.borrow_mut().ready.push_back(waker);
         }
         loop {
