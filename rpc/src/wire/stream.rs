@@ -8,9 +8,8 @@
 //! the source id is [`INVALID_STREAM_ID`]. So the response keeps its place before the server's first messages.
 //! [`StreamEvent::Response`] hands it out, and [`response_frame`] makes it. These bytes count in no window.
 //!
-//! **The window.** A writer keeps `written - consumed <= window`, counting bytes of messages (not of frames), where
-//! `consumed` is the total that the reader reported in feedback frames. A message longer than the window goes when nothing
-//! else is unconsumed. The reader does not know the writer's window; so it reports at the latest when it has consumed all
+//! **The window.** A writer writes as long as `written - consumed < window`, counting bytes of messages (not of frames), where
+//! `consumed` is the total that the reader reported in feedback frames. So the last message may exceed the window, as brpc has it. The reader does not know the writer's window; so it reports at the latest when it has consumed all
 //! that came, and on the way each time that [`StreamConfig::feedback_step`] bytes are unreported.
 //!
 //! **Closing** closes both directions at once, there is no half-close; messages that came before are still delivered.
@@ -27,7 +26,8 @@ pub const INVALID_STREAM_ID: i64 = -1;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StreamConfig {
-    /// What may be written and not yet consumed by the peer. 0: no limit. Default 2 MiB, as brpc's.
+    /// What may be written and not yet consumed by the peer before writing waits; the last message may exceed it. 0: no limit. Default
+    /// 2 MiB, as brpc's.
     pub window: u64,
     /// Unreported consumption that makes a reader report before it is idle. Default 256 KiB.
     pub feedback_step: u64,
@@ -309,9 +309,7 @@ impl Stream {
         if len > self.config.max_message {
             return Err(WriteError::TooLong(message));
         }
-        let unacknowledged = self.unacknowledged();
-        let fits = unacknowledged == 0 || unacknowledged + len as u64 <= self.config.window;
-        if self.config.window > 0 && !fits {
+        if len > 0 && self.config.window > 0 && self.unacknowledged() >= self.config.window {
             self.blocked = true;
             return Err(WriteError::Full(message));
         }
