@@ -257,11 +257,6 @@ impl CallContext {
         self.stream.as_ref()
     }
 
-    /// What the response has beside its message.
-    pub(crate) fn into_response(self) -> ResponseParts {
-        self.0.response
-    }
-
     pub(crate) fn set_stream_host(&mut self, host: StreamHost) {
         self.streams = Some(host);
     }
@@ -342,6 +337,11 @@ pub(crate) struct Decoded {
 }
 
 impl Decoded {
+    /// A response that is nothing but its message.
+    pub(crate) fn plain(message: Bytes) -> Self {
+        Self { message, attachment: Bytes::new(), metadata: Metadata::new(), stream: None }
+    }
+
     pub(crate) fn with_stats(self, stats: CallStats) -> RawResponse {
         let Self { message, attachment, metadata, stream } = self;
         RawResponse { message, attachment, metadata, stream: stream.map(|stream| *stream), stats }
@@ -415,6 +415,13 @@ pub struct Reply {
 }
 
 impl ResponseParts {
+    /// Whether the response is nothing but its message.
+    pub(crate) fn is_plain(&self) -> bool {
+        let Self { attachment, metadata, compress, checksum, checksum_attachment: _, stream } = self;
+        let whole = *compress == CompressType::None && *checksum == ChecksumType::None;
+        whole && attachment.is_empty() && metadata.is_empty() && stream.is_none()
+    }
+
     pub(crate) fn user_fields(&self) -> UserFields<'_> {
         self.metadata.as_user_fields()
     }

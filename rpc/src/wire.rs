@@ -26,6 +26,7 @@ mod frame;
 mod head;
 mod meta;
 mod pb;
+mod plain;
 mod segments;
 pub mod stream;
 mod strm;
@@ -35,6 +36,7 @@ pub use frame::{FRAME_HEADER_LEN, Layout, PRPC_MAGIC, PrpcHead, STRM_MAGIC, Step
 pub(crate) use frame::{Found, parse_here};
 pub use head::{Head, MessageBuf};
 pub use meta::{RequestMeta, ResponseMeta, RpcMeta, Signal, UserFields};
+pub(crate) use plain::plain_response;
 pub use segments::Segments;
 pub use strm::{StreamFrameKind, StreamFrameMeta, StreamSettings};
 

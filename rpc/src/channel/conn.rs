@@ -16,7 +16,7 @@ use crate::call::Decoded;
 use crate::codec::{decode_parts, encode_signal};
 use crate::frames::{Incoming, status_of, take_apart, transport_name};
 use crate::streaming::Streams;
-use crate::wire::{Limits, RpcMeta, Signal};
+use crate::wire::{Limits, RpcMeta, Signal, plain_response};
 use crate::{Code, Status};
 
 /// Frames taken in one turn before other tasks of the dispatcher get theirs, and what was written meanwhile goes out: the peer
@@ -155,6 +155,14 @@ impl Conn {
     fn on_frame(&self, frame: Frame) -> Result<(), Status> {
         let bad = |error: String| Status::new(Code::ERESPONSE, error);
         let len = frame.len();
+        if frame.body.is_empty()
+            && let Some((id, message_at)) = plain_response(&frame.head, &self.limits)
+            && frame.head.len() - message_at <= self.max_message
+        {
+            self.settle();
+            self.complete(id, Answer::Decoded(Ok(Decoded::plain(frame.head.slice(message_at..)))), len);
+            return Ok(());
+        }
         let body = frame.body.into_bytes().ok_or_else(|| bad("a body that was not fetched".to_owned()))?;
         let mut meta = RpcMeta::default();
         match take_apart(&frame.head, body, &self.limits, &mut meta).map_err(|error| bad(error.to_string()))? {
@@ -201,6 +209,10 @@ impl Conn {
         if meta.signal == Signal::Hello {
             self.is_ucrpc.store(true, Ordering::Relaxed);
         }
+        self.settle();
+    }
+
+    fn settle(&self) {
         if !self.settled.load(Ordering::Relaxed) {
             self.settled.store(true, Ordering::Relaxed);
         }

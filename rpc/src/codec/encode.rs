@@ -79,8 +79,15 @@ pub fn encode_response(reply: Reply, correlation_id: i64, limits: &Limits) -> (H
 
 /// As [`encode_response`], with a signal for a peer that is ucrpc, too.
 pub fn encode_response_with(reply: Reply, correlation_id: i64, signal: Signal, limits: &Limits) -> (Head, Segments) {
-    let Reply { result, context } = reply;
-    let parts = context.into_response();
+    let Reply { mut result, mut context } = reply;
+    let parts = &mut context.response;
+    if signal == Signal::None && parts.is_plain() {
+        result = match result.map(|message| message.into_plain_response(correlation_id, limits)) {
+            Ok(Ok(head)) => return (head, Segments::new()),
+            Ok(Err(message)) => Ok(message),
+            Err(status) => Err(status),
+        };
+    }
     let encoded = result.and_then(|message| {
         let metadata = parts.user_fields();
         if metadata.len() > limits.max_user_fields {
@@ -106,7 +113,7 @@ pub fn encode_response_with(reply: Reply, correlation_id: i64, signal: Signal, l
             .map_err(|error| Status::new(Code::ERESPONSE, format!("cannot encode response: {error}")))
     });
     match encoded {
-        Ok(head) => (head, parts.attachment),
+        Ok(head) => (head, std::mem::take(&mut parts.attachment)),
         Err(status) => (encode_error(&status, correlation_id, signal, limits), Segments::new()),
     }
 }

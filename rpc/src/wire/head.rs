@@ -5,6 +5,7 @@ use prost::Message;
 use ucrpc_transport::small;
 
 use super::pb::{Back, Sink as _};
+use super::plain::write_plain;
 use super::{EncodeError, FRAME_HEADER_LEN, Limits, PRPC_MAGIC, RpcMeta};
 
 /// Room for header and meta of a response, and of a request without its names: ids, sizes, a checksum, no metadata.
@@ -111,13 +112,31 @@ impl MessageBuf {
             this = Self::copy_from_slice(this.as_slice(), message_at);
             this.write_meta(meta, attachment_size);
         }
-        let mut head = this.buf;
-        head.advance(this.start - message_at);
+        Ok(this.finish(meta_len, size as u32))
+    }
+
+    /// As [`Self::into_head`], for a response that is nothing but its message: see `plain.rs`. If it does not fit the room or
+    /// `limits`, the message comes back.
+    pub(crate) fn into_plain_response(mut self, correlation_id: i64, limits: &Limits) -> Result<Head, Self> {
+        let meta_len = write_plain(&mut self.buf[..self.start], correlation_id);
+        let size = meta_len as u64 + self.len() as u64;
+        let fits = FRAME_HEADER_LEN + meta_len <= self.start
+            && meta_len <= limits.max_meta_size as usize
+            && size <= u64::from(limits.max_body_size);
+        if fits { Ok(self.finish(meta_len, size as u32)) } else { Err(self) }
+    }
+
+    /// Writes the header before the meta, which is there.
+    #[inline]
+    fn finish(self, meta_len: usize, size: u32) -> Head {
+        let message_at = FRAME_HEADER_LEN + meta_len;
+        let mut head = self.buf;
+        head.advance(self.start - message_at);
         let mut header = &mut head[..FRAME_HEADER_LEN];
         header.put_slice(&PRPC_MAGIC);
-        header.put_u32(size as u32);
+        header.put_u32(size);
         header.put_u32(meta_len as u32);
-        Ok(Head { bytes: head.freeze(), message_at })
+        Head { bytes: head.freeze(), message_at }
     }
 
     /// Writes the meta right before the message, as far as there is room, and says how long it is.
