@@ -53,9 +53,13 @@ struct Service;
 
 impl Echo for Service {
     async fn echo(&self, context: &mut CallContext, request: EchoRequest) -> Result<EchoResponse, Status> {
-        if request.sleep_ms == ABOUT_YOU {
-            let text = format!("{} {}", cpu_nanos(), resident());
-            return Ok(EchoResponse { payload: text.into() });
+        match request.sleep_ms {
+            YOUR_TIME => return Ok(EchoResponse { payload: cpu_nanos().to_string().into() }),
+            YOUR_MEMORY => {
+                let (proportional, resident) = memory();
+                return Ok(EchoResponse { payload: format!("{proportional} {resident}").into() });
+            }
+            _ => {}
         }
         let attachment = context.take_attachment();
         context.set_attachment(attachment);
@@ -72,8 +76,10 @@ impl Echo for Service {
     }
 }
 
-/// A `sleep_ms` that asks the server for its processor time and memory.
-const ABOUT_YOU: u32 = u32::MAX;
+/// A `sleep_ms` that asks the server for its processor time.
+const YOUR_TIME: u32 = u32::MAX;
+/// A `sleep_ms` that asks the server for its memory.
+const YOUR_MEMORY: u32 = u32::MAX - 1;
 
 /// Processor time of this thread so far.
 fn cpu_nanos() -> u64 {
@@ -81,11 +87,15 @@ fn cpu_nanos() -> u64 {
     text.split_whitespace().next().and_then(|word| word.parse().ok()).expect("a number")
 }
 
-/// Memory of this process, bytes.
-fn resident() -> u64 {
-    let text = std::fs::read_to_string("/proc/self/statm").expect("Linux has it");
-    let pages: u64 = text.split_whitespace().nth(1).and_then(|word| word.parse().ok()).expect("a number");
-    pages * 4096
+/// Memory of this process in KiB: proportional, in which a page of shared memory counts once however many connections map it, and
+/// resident, in which it counts as often as it is mapped.
+fn memory() -> (u64, u64) {
+    let text = std::fs::read_to_string("/proc/self/smaps_rollup").expect("Linux has it");
+    let field = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)).expect("Linux has it");
+        line.trim().trim_end_matches(" kB").parse().expect("a number")
+    };
+    (field("Pss:"), field("Rss:"))
 }
 
 /// Runs `ping`, `attach`, `rate` or `idle` in two processes.
@@ -131,13 +141,12 @@ async fn connect(on: &Dispatcher, address: &str) -> EchoClient {
     EchoClient::new(channel.await.expect("connected"))
 }
 
-/// The server's processor time in nanoseconds and its memory in bytes.
-async fn about_server(client: &EchoClient) -> (u64, u64) {
-    let request = EchoRequest { sleep_ms: ABOUT_YOU, ..EchoRequest::default() };
+/// Asks the server about itself.
+async fn about_server(client: &EchoClient, what: u32) -> Vec<u64> {
+    let request = EchoRequest { sleep_ms: what, ..EchoRequest::default() };
     let response = client.echo(request).await.expect("an answer");
     let text = String::from_utf8_lossy(&response.payload).into_owned();
-    let (cpu, memory) = text.split_once(' ').expect("two numbers");
-    (cpu.parse().expect("a number"), memory.parse().expect("a number"))
+    text.split(' ').map(|word| word.parse().expect("a number")).collect()
 }
 
 async fn client(on: Dispatcher, what: &str, address: &str, load: Load, time: Duration) {
@@ -196,9 +205,9 @@ async fn rate(on: &Dispatcher, clients: &[EchoClient], outstanding: usize, paylo
         spawn_local(task).expect("on the dispatcher");
     }
     on.sleep_until(Instant::now() + time / 4).await;
-    let before = (counted.get(), cpu_nanos(), about_server(&clients[0]).await.0, Instant::now());
+    let before = (counted.get(), cpu_nanos(), about_server(&clients[0], YOUR_TIME).await[0], Instant::now());
     on.sleep_until(Instant::now() + time).await;
-    let after = (counted.get(), cpu_nanos(), about_server(&clients[0]).await.0, Instant::now());
+    let after = (counted.get(), cpu_nanos(), about_server(&clients[0], YOUR_TIME).await[0], Instant::now());
     over.set(true);
     let calls = (after.0 - before.0) as f64;
     process::tell("rate", calls / (after.3 - before.3).as_secs_f64());
@@ -211,16 +220,18 @@ async fn idle(on: &Dispatcher, address: &str, load: Load) {
     let first = connect(on, address).await;
     let mut others = Vec::new();
     // What the first hundred take may be there for good.
-    let mut before = 0;
+    let mut before = Vec::new();
     for i in 0..load.connections {
         if i == load.connections / 10 {
-            before = about_server(&first).await.1;
+            before = about_server(&first, YOUR_MEMORY).await;
         }
         let client = connect(on, address).await;
         call(&client, &Bytes::from_static(b"hello"), false).await;
         others.push(client);
     }
-    let after = about_server(&first).await.1;
+    let after = about_server(&first, YOUR_MEMORY).await;
     let counted = load.connections - load.connections / 10;
-    process::tell("idle", after.saturating_sub(before) as f64 / counted as f64 / 1024.0);
+    for (name, (before, after)) in ["idle", "resident"].into_iter().zip(before.into_iter().zip(after)) {
+        process::tell(name, after.saturating_sub(before) as f64 / counted as f64);
+    }
 }

@@ -332,6 +332,22 @@ pub struct RawResponse {
     pub stats: CallStats,
 }
 
+/// A response on its way from its frame to its caller: what a [`RawResponse`] is made of, small because it moves a lot.
+#[derive(Debug)]
+pub(crate) struct Decoded {
+    pub(crate) message: Bytes,
+    pub(crate) attachment: Bytes,
+    pub(crate) metadata: Metadata,
+    pub(crate) stream: Option<Box<StreamSettings>>,
+}
+
+impl Decoded {
+    pub(crate) fn with_stats(self, stats: CallStats) -> RawResponse {
+        let Self { message, attachment, metadata, stream } = self;
+        RawResponse { message, attachment, metadata, stream: stream.map(|stream| *stream), stats }
+    }
+}
+
 /// What a call took.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]

@@ -10,6 +10,7 @@ use prost::Message;
 
 pub use checksum::{ChecksumType, crc32c_value};
 pub use compress::{CompressError, CompressType, DecompressError};
+pub(crate) use decode::decode_parts;
 pub use decode::{decode_request, decode_response};
 pub use encode::{AttemptMeta, encode_request, encode_response, encode_response_with};
 pub(crate) use encode::{encode_error, encode_signal};

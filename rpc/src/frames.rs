@@ -5,14 +5,13 @@ use ucrpc_transport::{Body, ConnectionConfig, Error, ErrorKind, Frame, Transport
 
 use crate::framer::{MESSAGE_AS_BODY, PrpcFramer};
 use crate::wire::{
-    BadFrame, FRAME_HEADER_LEN, Head, Limits, RpcMeta, Segments, Step, StreamFrameMeta, WireError, parse,
+    BadFrame, FRAME_HEADER_LEN, Found, Head, Limits, RpcMeta, Segments, StreamFrameMeta, WireError, parse_here,
 };
 use crate::{Code, Status};
 
-/// A received frame.
-pub(crate) enum Incoming<'a> {
+/// A received frame; a call's meta is beside it.
+pub(crate) enum Incoming {
     Prpc {
-        meta: RpcMeta<'a>,
         message: Bytes,
         attachment: Bytes,
     },
@@ -21,34 +20,37 @@ pub(crate) enum Incoming<'a> {
         data: Bytes,
     },
     /// A call's frame that contradicts itself: answered, not fatal.
-    Reject {
-        meta: RpcMeta<'a>,
-        error: BadFrame,
-    },
+    Reject(BadFrame),
 }
 
-/// Finds the parts of a frame. The peer's transport may have cut it anywhere after the meta.
+/// Finds the parts of a frame. The peer's transport may have cut it anywhere after the meta, which goes into `meta`: the default
+/// one before.
 #[inline]
-pub(crate) fn take_apart<'a>(head: &'a Bytes, body: Bytes, limits: &Limits) -> Result<Incoming<'a>, WireError> {
+pub(crate) fn take_apart<'a>(
+    head: &'a Bytes,
+    body: Bytes,
+    limits: &Limits,
+    meta: &mut RpcMeta<'a>,
+) -> Result<Incoming, WireError> {
     let actual = (head.len() + body.len()) as u64;
     let check = |claimed: u64| if claimed == actual { Ok(()) } else { Err(WireError::Length { claimed, actual }) };
-    match parse(head, limits)? {
-        Step::NeedMore(need) => Err(WireError::Length { claimed: need as u64, actual }),
-        Step::Reject { meta, frame_len, error } => {
+    match parse_here(head, limits, meta)? {
+        Found::NeedMore(need) => Err(WireError::Length { claimed: need as u64, actual }),
+        Found::Reject { frame_len, error } => {
             check(frame_len)?;
-            Ok(Incoming::Reject { meta, error })
+            Ok(Incoming::Reject(error))
         }
-        Step::Strm(strm) => {
+        Found::Strm(strm) => {
             check(strm.layout.frame_len())?;
             let data = range(head, &body, strm.layout.head_len(), actual as usize);
             Ok(Incoming::Strm { meta: strm.meta, data })
         }
-        Step::Prpc(prpc) => {
-            check(prpc.layout.frame_len())?;
-            let (message_at, body_at) = (prpc.layout.message_at(), prpc.layout.head_len());
+        Found::Prpc(layout) => {
+            check(layout.frame_len())?;
+            let (message_at, body_at) = (layout.message_at(), layout.head_len());
             let message = range(head, &body, message_at, body_at);
             let attachment = range(head, &body, body_at, actual as usize);
-            Ok(Incoming::Prpc { meta: prpc.meta, message, attachment })
+            Ok(Incoming::Prpc { message, attachment })
         }
     }
 }

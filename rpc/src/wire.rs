@@ -32,6 +32,7 @@ mod strm;
 
 pub use error::{BadFrame, EncodeError, MetaError, WireError};
 pub use frame::{FRAME_HEADER_LEN, Layout, PRPC_MAGIC, PrpcHead, STRM_MAGIC, Step, StrmHead, parse};
+pub(crate) use frame::{Found, parse_here};
 pub use head::{Head, MessageBuf};
 pub use meta::{RequestMeta, ResponseMeta, RpcMeta, Signal, UserFields};
 pub use segments::Segments;

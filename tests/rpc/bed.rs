@@ -53,6 +53,12 @@ pub fn backends() -> &'static [Backend] {
     if std::env::var_os("UCRPC_TEST_RDMA").is_some() { RDMA_BACKENDS } else { BACKENDS }
 }
 
+impl Backend {
+    pub fn is_verbs(&self) -> bool {
+        RDMA_BACKENDS.iter().any(|b| b.name == self.name)
+    }
+}
+
 /// A server's and a client's dispatcher.
 pub struct Bed {
     pub backend: &'static Backend,

@@ -351,7 +351,8 @@ fn many_deadlines(bed: &Bed) {
     };
     // The machine is shared: the usual call counts, of the quietest round.
     let usual = (0..3).map(|_| round()).min().unwrap();
-    assert!(usual < Duration::from_millis(5), "half of the calls outlive their deadlines by {usual:?}");
+    let most = Duration::from_millis(if bed.backend.is_verbs() { 50 } else { 5 });
+    assert!(usual < most, "half of the calls outlive their deadlines by {usual:?}");
     eventually("handlers dropped", || Seen::get(&seen.dropped) == 900);
     eventually("nothing runs", || server.stats().running == 0);
 }

@@ -174,6 +174,27 @@ impl Peer {
         }
     }
 
+    /// As [`Peer::expect_of`], but it may also die: then all that it said.
+    pub(crate) fn expect_of_or_death(&mut self, name: &str, id: &str) -> Result<Line, String> {
+        let deadline = Instant::now() + *SOON;
+        loop {
+            let found = self.unread.iter().position(|line| line.name == name && line.get("id") == id);
+            if let Some(at) = found {
+                return Ok(self.unread.remove(at).expect("found"));
+            }
+            match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(line) => self.unread.push_back(line),
+                Err(RecvTimeoutError::Timeout) => self.fail(&format!("neither said {name:?} nor died")),
+                Err(RecvTimeoutError::Disconnected) => {
+                    let status = self.child.wait();
+                    // Its last words may still be on their way.
+                    std::thread::sleep(Duration::from_millis(200));
+                    return Err(format!("{status:?}: {}", self.log()));
+                }
+            }
+        }
+    }
+
     /// Gives a command and waits for its answer.
     pub(crate) fn ask(&mut self, command: &str, answer: &str) -> Line {
         self.say(command);

@@ -50,9 +50,10 @@ pub(crate) fn trials() -> Vec<Trial> {
         add(format!("verbs/missing-device/{}", backend.name), Box::new(move || missing_device(backend)));
         add(format!("verbs/memlock/{}", backend.name), Box::new(move || memlock(backend)));
     }
-    // UD aborts the process on a link that is down (UCX 1.13.1); its own device cannot be taken from under it either.
-    add("verbs/link-down/ucx-rc".to_owned(), Box::new(|| link_down(&BACKENDS[0])));
-    add("verbs/removed-device/ucx-rc".to_owned(), Box::new(|| removed_device(&BACKENDS[0])));
+    for backend in BACKENDS {
+        add(format!("verbs/link-down/{}", backend.name), Box::new(move || link_down(backend)));
+        add(format!("verbs/removed-device/{}", backend.name), Box::new(move || removed_in_use(backend)));
+    }
     add("verbs/rdmacm/ucx-rc".to_owned(), Box::new(|| rdmacm(&BACKENDS[0])));
     trials
 }
@@ -100,7 +101,8 @@ fn connect(backend: &Verbs, client: &mut Peer, server: &mut Peer, address: &str,
 fn check_end(peer: &mut Peer, id: &str, what: &str, since: u64) {
     let ended = peer.expect_of("ended", id);
     let took = Duration::from_micros(ended.number("at").saturating_sub(since));
-    println!("{what}: {} after {took:.1?}; {}", ended.get("text"), ended.get("counts"));
+    let all = Duration::from_micros(ended.number("latest").saturating_sub(ended.number("at")));
+    println!("{what}: {} after {took:.1?}, all operations {all:.1?} later; {}", ended.get("text"), ended.get("counts"));
     let lost = Duration::from_micros(ended.number("lost"));
     assert!(took <= NOTICED + lost, "noticed after {took:?}: {ended:?}");
     assert!(["Reset", "TimedOut", "Unreachable"].contains(&ended.get("kind")), "{ended:?}");
@@ -214,18 +216,46 @@ fn memlock(backend: &Verbs) -> Outcome {
     Ok(())
 }
 
+/// The client's interface is switched off, and with it the server's loses its carrier.
 fn link_down(backend: &Verbs) -> Outcome {
-    let (mut server, address) = server(backend, "ucx", "load");
+    // Dropped after the peers: a device that is in use cannot be made anew.
+    let up = scopeguard(|| run("rdma-vm-link", "up"));
+    let (mut server, address) = server(backend, "auto", "load");
     let mut client = Peer::start("client", &[backend.tls, ON_RXE1]);
     let (id, other) = connect(backend, &mut client, &mut server, &address, "load");
     std::thread::sleep(Duration::from_millis(500));
     let since = now_us();
     run("rdma-vm-link", "down eth1");
-    check_end(&mut client, &id, "link down, client", since);
-    check_end(&mut server, &other, "link down, server", since);
-    client.quit();
+    check_end(&mut server, &other, &format!("{}, carrier lost, server", backend.name), since);
+    // While its port is down it takes connections over TCP, and says why.
+    let mut third = Peer::start("client", &[("UCX_TLS", "tcp")]);
+    let opened = third.connect(&format!("{address} mode=idle {PATIENT}"));
+    let accepted = server.expect("accepted");
+    for line in [&opened, &accepted] {
+        assert_eq!((line.get("transport"), line.get("reason")), ("tcp", "Unreachable"), "{line:?}");
+        assert!(line.get("text").ends_with("the rdma port rxe0:1 is down"), "{line:?}");
+    }
+    println!("{}, carrier lost: {} because {}", backend.name, opened.get("transport"), accepted.get("text"));
+    third.quit();
+    // To Soft-RoCE an interface that is switched off has no route, so that the next send fails at once. UCX 1.13.1 takes that badly
+    // if it was a UD packet, and those carry its keepalive over RC too.
+    match client.expect_of_or_death("ended", &id) {
+        Ok(ended) => {
+            println!("{}, switched off, client: {}", backend.name, ended.get("text"));
+            assert_eq!(ended.get("pending"), "", "operations did not end: {ended:?}");
+            let place = address.split_once("://").expect("a scheme").1;
+            let again = client.ask(&format!("connect ucx://{place} {SOON_GIVEN_UP}"), "connected");
+            assert!(again.get("text").ends_with("the rdma port rxe1:1 is down"), "{again:?}");
+        }
+        Err(log) => {
+            let last = log.lines().find(|line| line.contains("Fatal:")).unwrap_or_else(|| panic!("not by UCX: {log}"));
+            println!("{}, switched off, client: UCX aborts: {last}", backend.name);
+            assert!(last.contains("ud_verbs.c"), "{log}");
+        }
+    }
+    drop(client);
     server.quit();
-    run("rdma-vm-link", "up");
+    drop(up);
     let (mut server, address) = self::server(backend, "ucx", "load");
     let mut client = Peer::start("client", &[backend.tls, ON_RXE1]);
     let (id, _) = connect(backend, &mut client, &mut server, &address, "load");
@@ -233,15 +263,14 @@ fn link_down(backend: &Verbs) -> Outcome {
     Ok(())
 }
 
-/// The device goes away between two runs of a client, and comes back. While a process has it open, rxe does not let it go.
+/// The device goes away between two runs of a client, and comes back.
 fn removed_device(backend: &Verbs) -> Outcome {
     run("rdma", "link delete rxe1");
-    let gone = Peer::start("client", &[backend.tls, ON_RXE1]);
     let back = scopeguard(|| run("rdma", "link add rxe1 type rxe netdev eth1"));
     let (server, address) = server(backend, "auto", "echo");
-    let mut gone = gone;
+    let mut gone = Peer::start("client", &[backend.tls, ON_RXE1]);
     let line = gone.connect(&format!("{address} mode=ping {SOON_GIVEN_UP}"));
-    println!("removed device: {} because {}", line.get("transport"), line.get("text"));
+    println!("{}, removed device: {} because {}", backend.name, line.get("transport"), line.get("text"));
     assert_eq!(line.get("transport"), "tcp", "{line:?}");
     gone.expect_of("echoed", line.get("id"));
     gone.quit();
@@ -252,6 +281,35 @@ fn removed_device(backend: &Verbs) -> Outcome {
     client.quit();
     drop(server);
     Ok(())
+}
+
+/// The device is taken away while a process uses it: rxe lets it go only when that process ends, and serves it until then.
+fn removed_in_use(backend: &Verbs) -> Outcome {
+    let (mut server, address) = server(backend, "auto", "echo");
+    let mut client = Peer::start("client", &[backend.tls, ON_RXE1]);
+    let (id, other) = connect(backend, &mut client, &mut server, &address, "ping");
+    client.expect_of("echoed", &id);
+    let mut removal =
+        Command::new("rdma").args(["link", "delete", "rxe1"]).spawn().expect("these tests run in a guest");
+    std::thread::sleep(Duration::from_secs(2));
+    let asked = now_us();
+    while client.expect_of("echoed", &id).number("at") < asked {}
+    assert!(removal.try_wait().expect("a child").is_none(), "the device is gone");
+    client.say(&format!("abort {id}"));
+    client.expect_of("ended", &id);
+    server.expect_of("ended", &other);
+    client.check_balance_within(20_000);
+    client.quit();
+    let deadline = std::time::Instant::now() + Duration::from_secs(30);
+    while removal.try_wait().expect("a child").is_none() {
+        assert!(std::time::Instant::now() < deadline, "nobody has the device open, and it is still there");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    server.check_balance_within(20_000);
+    server.quit();
+    // And without a device, and with it again.
+    run("rdma", "link add rxe1 type rxe netdev eth1");
+    removed_device(backend)
 }
 
 /// Runs something when it goes out of scope.

@@ -126,6 +126,7 @@ impl Connection {
     ///
     /// # Errors
     /// As [`Connection::recv`].
+    #[inline]
     pub fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Frame>> {
         if let Some(frame) = self.pop() {
             return Poll::Ready(Ok(frame));

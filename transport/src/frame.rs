@@ -20,16 +20,19 @@ pub struct Frame {
 
 impl Frame {
     /// A frame of `head` and `body`.
+    #[inline]
     pub fn new(head: impl Into<Bytes>, body: impl Into<Body>) -> Self {
         Self { head: head.into(), body: body.into() }
     }
 
     /// Bytes of head and body together.
+    #[inline]
     pub fn len(&self) -> u64 {
         self.head.len() as u64 + self.body.len()
     }
 
     /// Whether there is neither head nor body.
+    #[inline]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -45,18 +48,21 @@ impl fmt::Debug for Frame {
 }
 
 impl From<Bytes> for Frame {
+    #[inline]
     fn from(head: Bytes) -> Self {
         Self { head, body: Body::Empty }
     }
 }
 
 impl From<Vec<u8>> for Frame {
+    #[inline]
     fn from(head: Vec<u8>) -> Self {
         Bytes::from(head).into()
     }
 }
 
 impl From<&'static [u8]> for Frame {
+    #[inline]
     fn from(head: &'static [u8]) -> Self {
         Bytes::from_static(head).into()
     }
@@ -76,16 +82,19 @@ pub enum RecvBuf {
 
 impl RecvBuf {
     /// Bytes in it: a body is received only into a buffer that is at least as long.
+    #[inline]
     pub fn len(&self) -> usize {
         self.as_slice().len()
     }
 
     /// Whether it has no bytes.
+    #[inline]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
     /// Its bytes.
+    #[inline]
     pub fn as_slice(&self) -> &[u8] {
         match self {
             Self::Pool(buf) => buf,
@@ -141,6 +150,7 @@ pub enum Body {
 
 impl Body {
     /// Bytes in it; of a pending body, the bytes announced.
+    #[inline]
     pub fn len(&self) -> u64 {
         match self {
             Self::Empty => 0,
@@ -152,12 +162,14 @@ impl Body {
     }
 
     /// Whether it has no bytes.
+    #[inline]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
     /// The body as one contiguous `Bytes`: without a copy but for [`Body::Segments`] of more than one piece.
     /// `None` for a pending body, which must be fetched first.
+    #[inline]
     pub fn into_bytes(self) -> Option<Bytes> {
         match self {
             Self::Empty => Some(Bytes::new()),
@@ -189,24 +201,28 @@ impl fmt::Debug for Body {
 }
 
 impl From<Bytes> for Body {
+    #[inline]
     fn from(bytes: Bytes) -> Self {
         if bytes.is_empty() { Self::Empty } else { Self::Bytes(bytes) }
     }
 }
 
 impl From<Vec<u8>> for Body {
+    #[inline]
     fn from(bytes: Vec<u8>) -> Self {
         Bytes::from(bytes).into()
     }
 }
 
 impl From<Vec<Bytes>> for Body {
+    #[inline]
     fn from(segments: Vec<Bytes>) -> Self {
         Self::Segments(segments)
     }
 }
 
 impl From<RecvBuf> for Body {
+    #[inline]
     fn from(buf: RecvBuf) -> Self {
         Self::Bytes(buf.freeze())
     }

@@ -171,6 +171,8 @@ pub mod proto;
 #[doc(hidden)]
 pub mod queue;
 mod resolve;
+#[doc(hidden)]
+pub mod small;
 mod stats;
 mod tcp;
 #[allow(unsafe_code, reason = "the only user of ucx-sys")]

@@ -20,6 +20,7 @@ mod event;
 pub(crate) mod inspect;
 mod memlock;
 mod op;
+mod ports;
 mod returns;
 mod sockets;
 mod status;

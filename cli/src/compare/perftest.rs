@@ -110,7 +110,7 @@ fn run(way: &Way, one_way: bool, size: usize, setup: &Setup, iterations: u64) ->
 /// Waits until something listens at `port`, without connecting: the server takes one client only.
 fn wait_for(port: u16) -> Result<(), String> {
     let wanted = format!(":{port:04X} 00000000:0000 0A");
-    for _ in 0..1000 {
+    for _ in 0..3000 {
         if std::fs::read_to_string("/proc/net/tcp").unwrap_or_default().contains(&wanted) {
             return Ok(());
         }

@@ -207,7 +207,12 @@ impl Rounds {
                         result.notes.push(format!("{}: not measured: {text}", way.name));
                         None
                     }
-                    None => Some(pair),
+                    None => {
+                        if let Some(caveat) = &way.caveat {
+                            self.say_once(caveat.clone());
+                        }
+                        Some(pair)
+                    }
                 }
             }
             Err(error) => {

@@ -24,12 +24,14 @@ pub(crate) struct Way {
     pub(crate) control: Control,
     /// What a connection's own description of its transport starts with, and one of the words that it contains.
     expected: (&'static str, Vec<String>),
+    /// What has to be said beside its figures.
+    pub(crate) caveat: Option<String>,
 }
 
 impl Way {
     fn stream(name: &str, listen: String, control: Control) -> Self {
         let expected = (if control == Control::Unix { "unix" } else { "tcp" }, Vec::new());
-        Self { name: name.to_owned(), listen, env: Vec::new(), control, expected }
+        Self { name: name.to_owned(), listen, env: Vec::new(), control, expected, caveat: None }
     }
 
     fn ucx(name: String, env: &[(&str, &str)], lanes: &[&str]) -> Self {
@@ -37,7 +39,21 @@ impl Way {
         let lanes = lanes.iter().map(|lane| (*lane).to_owned()).collect();
         // auto, so that a connection that is not UCX says why.
         let listen = "auto://127.0.0.1:0".to_owned();
-        Self { name, listen, env, control: Control::Perftest, expected: ("ucx", lanes) }
+        Self { name, listen, env, control: Control::Perftest, expected: ("ucx", lanes), caveat: None }
+    }
+
+    /// Over a port of an RDMA device, by reliable connections (`rc`) or datagrams (`ud`).
+    fn rdma(tls: &'static str, port: &Port) -> Self {
+        let mut env = vec![("UCX_TLS", tls), ("UCX_NET_DEVICES", port.name.as_str())];
+        if !port.is_soft {
+            return Self::ucx(format!("ucx {tls} over {}", port.name), &env, &[tls]);
+        }
+        // Our loader sets it by itself, ucx_perftest does not: without it UD, by which RC connects, receives nothing.
+        env.push(("UCX_UD_VERBS_ETH_DGID_CHECK", "n"));
+        let way = Self::ucx(format!("ucx {tls} over {} (Soft-RoCE)", port.name), &env, &[tls]);
+        let caveat =
+            format!("{} is Soft-RoCE: the kernel moves the bytes; that says nothing about RDMA hardware", port.name);
+        Self { caveat: Some(caveat), ..way }
     }
 
     /// Whether UCX carries it.
@@ -72,15 +88,23 @@ pub(crate) fn all() -> Vec<Way> {
         Way::ucx("ucx over tcp".to_owned(), &[("UCX_TLS", "tcp")], &["tcp"]),
         Way::ucx("ucx over shared memory".to_owned(), &[("UCX_TLS", "posix")], &["posix"]),
     ];
-    for device in rdma_devices(Path::new("/sys/class/infiniband")) {
-        let env = [("UCX_TLS", "ib"), ("UCX_NET_DEVICES", device.as_str())];
-        ways.push(Way::ucx(format!("ucx over {device}"), &env, &["rc_", "ud_", "dc_"]));
+    for port in rdma_ports(Path::new("/sys/class/infiniband")) {
+        ways.extend(["rc", "ud"].map(|tls| Way::rdma(tls, &port)));
     }
     ways
 }
 
-/// Ports of RDMA devices that are up: `mlx5_0:1`.
-fn rdma_devices(root: &Path) -> Vec<String> {
+/// A port of an RDMA device.
+#[derive(Debug, PartialEq, Eq)]
+struct Port {
+    /// `mlx5_0:1`
+    name: String,
+    /// Of a device that the kernel makes of a network interface.
+    is_soft: bool,
+}
+
+/// Ports of RDMA devices that are up.
+fn rdma_ports(root: &Path) -> Vec<Port> {
     let entries = |path: &Path| {
         let mut names: Vec<String> = fs::read_dir(path)
             .into_iter()
@@ -98,7 +122,9 @@ fn rdma_devices(root: &Path) -> Vec<String> {
             // `4: ACTIVE`
             let state = fs::read_to_string(ports.join(&port).join("state")).unwrap_or_default();
             if state.contains("ACTIVE") {
-                found.push(format!("{device}:{port}"));
+                // The kernel gives every rxe device, and no device of hardware, the name of the interface under it.
+                let is_soft = root.join(&device).join("parent").exists();
+                found.push(Port { name: format!("{device}:{port}"), is_soft });
             }
         }
     }
@@ -117,8 +143,25 @@ mod tests {
             fs::create_dir_all(&path).expect("a directory");
             fs::write(path.join("state"), state).expect("a file");
         }
-        assert_eq!(rdma_devices(dir.path()), ["mlx5_0:1"]);
-        assert!(rdma_devices(Path::new("/nowhere")).is_empty());
+        let hard = Port { name: "mlx5_0:1".to_owned(), is_soft: false };
+        assert_eq!(rdma_ports(dir.path()), [hard]);
+        assert!(rdma_ports(Path::new("/nowhere")).is_empty());
+    }
+
+    #[test]
+    fn soft_roce_is_called_so() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let port = dir.path().join("rxe0/ports/1");
+        fs::create_dir_all(&port).expect("a directory");
+        fs::write(port.join("state"), "4: ACTIVE\n").expect("a file");
+        fs::write(dir.path().join("rxe0/parent"), "eth0\n").expect("a file");
+        let ports = rdma_ports(dir.path());
+        let way = Way::rdma("rc", &ports[0]);
+        assert_eq!(way.name, "ucx rc over rxe0:1 (Soft-RoCE)");
+        assert!(way.caveat.as_ref().is_some_and(|text| text.contains("says nothing about RDMA hardware")), "{way:?}");
+        assert_eq!(way.mismatch("ucx (rc_verbs/rxe0:1+ud_verbs/rxe0:1)", None), None);
+        let hard = Way::rdma("ud", &Port { name: "mlx5_0:1".to_owned(), is_soft: false });
+        assert_eq!((hard.name.as_str(), hard.caveat), ("ucx ud over mlx5_0:1", None));
     }
 
     #[test]

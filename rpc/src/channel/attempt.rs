@@ -10,7 +10,7 @@ use ucrpc_transport::{Frame, RecvBuf, SendError};
 use super::calls::{Answer, Polled};
 use super::conn::Conn;
 use crate::Status;
-use crate::call::RawResponse;
+use crate::call::Decoded;
 use crate::frames::status_of;
 
 type Room = Pin<Box<dyn Future<Output = ucrpc_transport::Result<()>> + Send>>;
@@ -41,7 +41,7 @@ pub(super) enum Outcome {
     Pending,
     /// Its time to be woken has come.
     Due,
-    Answered(Result<RawResponse, Status>, u64),
+    Answered(Result<Decoded, Status>, u64),
     /// It failed, and the handler surely did not run.
     NotStarted(Status),
 }

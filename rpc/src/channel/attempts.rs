@@ -15,7 +15,7 @@ use super::calls::{Entered, MAX_CALLS};
 use super::conn::Conn;
 use super::lane::{Found, Lane};
 use crate::alarm::AlarmEntry;
-use crate::call::{CallOptions, CallStats, MethodName, RawResponse};
+use crate::call::{CallOptions, CallStats, Decoded, MethodName, RawResponse};
 use crate::client::RawCall;
 use crate::codec::{AttemptMeta, CompressType, encode_request};
 use crate::frames::{frame, status_of};
@@ -31,8 +31,12 @@ enum Payload {
 }
 
 /// A call of a [`Channel`] under way. Dropping it cancels the call, on the server too.
+///
+/// In one place from its start: futures are moved a few times before they are polled.
 #[must_use = "dropping it cancels the call"]
-pub struct ChannelCall {
+pub struct ChannelCall(Box<State>);
+
+struct State {
     channel: Channel,
     method: MethodName,
     options: Box<CallOptions>,
@@ -59,7 +63,20 @@ pub struct ChannelCall {
 }
 
 impl ChannelCall {
-    pub(super) fn start(channel: Channel, mut call: RawCall, opens: Option<StreamConfig>) -> Self {
+    pub(super) fn start(channel: Channel, call: RawCall, opens: Option<StreamConfig>) -> Self {
+        let mut state = Box::new(State::new(channel, call, opens));
+        state.begin();
+        Self(state)
+    }
+
+    /// The stream that was opened, after the call has ended well.
+    pub(super) fn take_stream(&mut self) -> Option<Arc<StreamCore>> {
+        self.0.opened.take()
+    }
+}
+
+impl State {
+    fn new(channel: Channel, mut call: RawCall, opens: Option<StreamConfig>) -> Self {
         let started = Instant::now();
         let inner = &channel.inner;
         inner.budget.earn();
@@ -81,7 +98,7 @@ impl ChannelCall {
             options.deadline = Deadline::after(started, timeout);
         }
         let hedge_at = inner.hedge_after.filter(|_| opens.is_none()).map(|after| started + after);
-        let mut this = Self {
+        Self {
             method,
             options,
             payload: Payload::Fresh(message),
@@ -99,17 +116,19 @@ impl ChannelCall {
             ended,
             failure: None,
             channel,
-        };
-        // The usual case: a connection is open, and the request leaves here.
-        if this.ended.is_none()
-            && let Some((lane, conn)) = this.channel.inner.open_lane()
-            && let Err((status, is_end)) = this.send(0, lane, conn)
-        {
-            let over = if is_end { Err(status) } else { this.fail(status, true) };
-            this.ended = over.err();
         }
-        this.at_start = false;
-        this
+    }
+
+    /// The usual case: a connection is open, and the request leaves here.
+    fn begin(&mut self) {
+        if self.ended.is_none()
+            && let Some((lane, conn)) = self.channel.inner.open_lane()
+            && let Err((status, is_end)) = self.send(0, lane, conn)
+        {
+            let over = if is_end { Err(status) } else { self.fail(status, true) };
+            self.ended = over.err();
+        }
+        self.at_start = false;
     }
 
     fn may_repeat(&self) -> bool {
@@ -239,7 +258,7 @@ impl ChannelCall {
         }
     }
 
-    fn poll_live(&mut self, cx: &mut Context<'_>) -> Poll<Result<RawResponse, Status>> {
+    fn poll_live(&mut self, cx: &mut Context<'_>) -> Poll<Result<Decoded, Status>> {
         let wake_at = self.wake_at();
         for slot in 0..2 {
             let Some(attempt) = &mut self.live[slot] else { continue };
@@ -331,7 +350,7 @@ impl ChannelCall {
         }
     }
 
-    fn poll_call(&mut self, cx: &mut Context<'_>) -> Poll<Result<RawResponse, Status>> {
+    fn poll_call(&mut self, cx: &mut Context<'_>) -> Poll<Result<Decoded, Status>> {
         if let Some(status) = self.ended.take() {
             return Poll::Ready(Err(status));
         }
@@ -415,17 +434,14 @@ impl ChannelCall {
     }
 
     /// Ends what is still under way, and says what the call took.
-    fn finish(&mut self, result: Result<RawResponse, Status>) -> Result<RawResponse, Status> {
+    fn finish(&mut self, result: Result<Decoded, Status>) -> Result<RawResponse, Status> {
         self.cancel();
         self.alarm = None;
         self.stats.latency = self.started.elapsed();
         let stats = std::mem::take(&mut self.stats);
         let inner = &self.channel.inner;
         let mut result = match result {
-            Ok(mut response) => {
-                response.stats = stats;
-                Ok(response)
-            }
+            Ok(decoded) => Ok(decoded.with_stats(stats)),
             Err(status) => {
                 inner.counters.failed.fetch_add(1, Ordering::Relaxed);
                 Err(status.with_stats(stats))
@@ -447,23 +463,18 @@ impl ChannelCall {
             self.channel.inner.put_back(lane);
         }
     }
-
-    /// The stream that was opened, after the call has ended well.
-    pub(super) fn take_stream(&mut self) -> Option<Arc<StreamCore>> {
-        self.opened.take()
-    }
 }
 
 impl Future for ChannelCall {
     type Output = Result<RawResponse, Status>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = &mut *self;
-        this.poll_call(cx).map(|result| this.finish(result))
+        let state = &mut *self.0;
+        state.poll_call(cx).map(|result| state.finish(result))
     }
 }
 
-impl Drop for ChannelCall {
+impl Drop for State {
     fn drop(&mut self) {
         self.cancel();
         self.drop_stream("the call was dropped");
@@ -472,6 +483,9 @@ impl Drop for ChannelCall {
 
 impl std::fmt::Debug for ChannelCall {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ChannelCall").field("method", &self.method).field("stats", &self.stats).finish_non_exhaustive()
+        f.debug_struct("ChannelCall")
+            .field("method", &self.0.method)
+            .field("stats", &self.0.stats)
+            .finish_non_exhaustive()
     }
 }

@@ -11,7 +11,7 @@ use ucrpc_transport::Frame;
 
 use crate::Status;
 use crate::alarm::GRAIN;
-use crate::call::RawResponse;
+use crate::call::Decoded;
 
 /// Bits of a correlation id that are a place in the table; those above count the channel's attempts.
 const PLACE_BITS: u32 = 20;
@@ -23,7 +23,7 @@ pub(super) const MAX_CALLS: usize = 1 << PLACE_BITS;
 #[derive(Debug)]
 pub(super) enum Answer {
     /// Ready to use.
-    Decoded(Result<RawResponse, Status>),
+    Decoded(Result<Decoded, Status>),
     /// With compression or a checksum: decoded where the caller runs.
     Packed(Frame),
     /// The same, from inside a stream.

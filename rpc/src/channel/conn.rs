@@ -12,7 +12,8 @@ use ucrpc_transport::{Connection, Dispatcher, Frame, SendError, Sender};
 use super::calls::{Answer, Calls};
 use super::landings::Landings;
 use crate::alarm::OneTimer;
-use crate::codec::{decode_response, encode_signal};
+use crate::call::Decoded;
+use crate::codec::{decode_parts, encode_signal};
 use crate::frames::{Incoming, status_of, take_apart, transport_name};
 use crate::streaming::Streams;
 use crate::wire::{Limits, RpcMeta, Signal};
@@ -134,7 +135,7 @@ impl Conn {
     }
 
     /// Decodes what the reader left to the caller.
-    pub(super) fn decode(&self, answer: Answer) -> Result<crate::call::RawResponse, Status> {
+    pub(super) fn decode(&self, answer: Answer) -> Result<Decoded, Status> {
         let bad = |error: String| Status::new(Code::ERESPONSE, error);
         let (head, body) = match answer {
             Answer::Decoded(result) => return result,
@@ -142,11 +143,10 @@ impl Conn {
             Answer::PackedBytes(bytes) => (bytes, Bytes::new()),
             Answer::Packed(frame) => (frame.head, frame.body.into_bytes().unwrap_or_default()),
         };
-        match take_apart(&head, body, &self.limits).map_err(|error| bad(error.to_string()))? {
-            Incoming::Prpc { meta, message, attachment } => {
-                decode_response(&meta, message, attachment, self.max_message)
-            }
-            Incoming::Reject { error, .. } => Err(bad(error.to_string())),
+        let mut meta = RpcMeta::default();
+        match take_apart(&head, body, &self.limits, &mut meta).map_err(|error| bad(error.to_string()))? {
+            Incoming::Prpc { message, attachment } => decode_parts(&meta, message, attachment, self.max_message),
+            Incoming::Reject(error) => Err(bad(error.to_string())),
             Incoming::Strm { .. } => Err(bad("a stream's frame in place of a response".to_owned())),
         }
     }
@@ -156,16 +156,17 @@ impl Conn {
         let bad = |error: String| Status::new(Code::ERESPONSE, error);
         let len = frame.len();
         let body = frame.body.into_bytes().ok_or_else(|| bad("a body that was not fetched".to_owned()))?;
-        match take_apart(&frame.head, body, &self.limits).map_err(|error| bad(error.to_string()))? {
+        let mut meta = RpcMeta::default();
+        match take_apart(&frame.head, body, &self.limits, &mut meta).map_err(|error| bad(error.to_string()))? {
             Incoming::Strm { meta, data } => {
                 if let Some((stream, response)) = self.streams.on_frame(&self.sender, &meta, data) {
                     self.on_stream_response(&stream, response);
                 }
             }
-            Incoming::Reject { meta, error } => {
+            Incoming::Reject(error) => {
                 self.complete(meta.correlation_id, Answer::Decoded(Err(bad(error.to_string()))), len);
             }
-            Incoming::Prpc { meta, message, attachment } => {
+            Incoming::Prpc { message, attachment } => {
                 self.note(&meta);
                 if meta.response.is_none() && meta.request.is_none() && meta.signal != Signal::None {
                     if meta.signal == Signal::GoAway {
@@ -180,7 +181,7 @@ impl Conn {
                 let id = meta.correlation_id;
                 let attachment = self.landings.copy_in(id, attachment);
                 let answer = if meta.compress_type == 0 && meta.checksum_type == 0 {
-                    Answer::Decoded(decode_response(&meta, message, attachment, self.max_message))
+                    Answer::Decoded(decode_parts(&meta, message, attachment, self.max_message))
                 } else {
                     Answer::Packed(Frame::new(frame.head.clone(), joined(&frame.head, &meta, message, attachment)))
                 };
@@ -208,8 +209,9 @@ impl Conn {
     /// The response of a call that opened a stream came in its first frame.
     fn on_stream_response(&self, stream: &crate::streaming::Core, response: Bytes) {
         let len = response.len() as u64;
-        let found = match take_apart(&response, Bytes::new(), &self.limits) {
-            Ok(Incoming::Prpc { meta, .. }) => {
+        let mut meta = RpcMeta::default();
+        let found = match take_apart(&response, Bytes::new(), &self.limits, &mut meta) {
+            Ok(Incoming::Prpc { .. }) => {
                 self.note(&meta);
                 let failed = meta.response.is_some_and(|response| response.error_code != 0);
                 // Before the next frame is looked at: it may be the stream's first message.

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::{CompressType, checksum};
-use crate::call::{CallStats, Metadata, RawResponse};
+use crate::call::{CallStats, Decoded, Metadata, RawResponse};
 use crate::wire::RpcMeta;
 use crate::{Code, Status};
 
@@ -31,19 +31,23 @@ pub fn decode_response(
     attachment: Bytes,
     limit: usize,
 ) -> Result<RawResponse, Status> {
+    decode_parts(meta, message, attachment, limit).map(|decoded| decoded.with_stats(CallStats::default()))
+}
+
+pub(crate) fn decode_parts(
+    meta: &RpcMeta<'_>,
+    message: Bytes,
+    attachment: Bytes,
+    limit: usize,
+) -> Result<Decoded, Status> {
     let response = meta.response.unwrap_or_default();
     if let Some(status) = Status::from_wire(response.error_code, response.error_text) {
         return Err(status);
     }
     let message = unpack(meta, message, &attachment, limit)
         .map_err(|error| Status::new(Code::ERESPONSE, format!("cannot read response: {error}")))?;
-    Ok(RawResponse {
-        message,
-        attachment,
-        metadata: Metadata::from(meta.user_fields),
-        stream: meta.stream_settings.clone(),
-        stats: CallStats::default(),
-    })
+    let stream = meta.stream_settings.clone().map(Box::new);
+    Ok(Decoded { message, attachment, metadata: Metadata::from(meta.user_fields), stream })
 }
 
 #[inline]

@@ -137,19 +137,20 @@ impl Session {
         let no_body = || Status::new(Code::EREQUEST, "a body that was not fetched");
         let body = frame.body.into_bytes().ok_or_else(no_body)?;
         let limits = self.core.limits;
-        let incoming = take_apart(&frame.head, body, &limits);
+        let mut meta = RpcMeta::default();
+        let incoming = take_apart(&frame.head, body, &limits, &mut meta);
         match incoming.map_err(|error| Status::new(Code::EREQUEST, error.to_string()))? {
             Incoming::Strm { meta, data } => {
                 // A server opens no streams by calls, so no response can come in one.
                 drop(self.replies.streams.on_frame(&self.connection, &meta, data));
             }
-            Incoming::Reject { meta, error } => {
+            Incoming::Reject(error) => {
                 count(&self.core.counters.bad_frames);
                 if meta.request.is_some() {
                     self.replies.refuse(reply_to(&meta), &Status::new(Code::EREQUEST, error.to_string()));
                 }
             }
-            Incoming::Prpc { meta, message, attachment } => match meta.request {
+            Incoming::Prpc { message, attachment } => match meta.request {
                 Some(request) => return self.on_request(&meta, &request, message, attachment, received, cx),
                 None if meta.signal == Signal::Cancel => self.replies.cancel(meta.correlation_id),
                 None if meta.response.is_none() && meta.signal == Signal::None => {

@@ -89,6 +89,30 @@ pub struct StrmHead {
 /// connection has to be closed.
 #[inline]
 pub fn parse<'a>(bytes: &'a [u8], limits: &Limits) -> Result<Step<'a>, WireError> {
+    let mut meta = RpcMeta::default();
+    Ok(match parse_here(bytes, limits, &mut meta)? {
+        Found::NeedMore(need) => Step::NeedMore(need),
+        Found::Prpc(layout) => Step::Prpc(PrpcHead { layout, meta }),
+        Found::Strm(strm) => Step::Strm(strm),
+        Found::Reject { frame_len, error } => Step::Reject { meta, frame_len, error },
+    })
+}
+
+/// A [`Step`] without the call's meta.
+pub(crate) enum Found {
+    NeedMore(usize),
+    Prpc(Layout),
+    Strm(StrmHead),
+    Reject { frame_len: u64, error: BadFrame },
+}
+
+/// As [`parse()`], with the call's meta in `meta`, which is the default one before.
+///
+/// # Errors
+///
+/// As [`parse()`].
+#[inline]
+pub(crate) fn parse_here<'a>(bytes: &'a [u8], limits: &Limits, meta: &mut RpcMeta<'a>) -> Result<Found, WireError> {
     let known = bytes.len().min(4);
     let is_prpc = bytes[..known] == PRPC_MAGIC[..known];
     if !is_prpc && bytes[..known] != STRM_MAGIC[..known] {
@@ -97,7 +121,7 @@ pub fn parse<'a>(bytes: &'a [u8], limits: &Limits) -> Result<Step<'a>, WireError
         return Err(WireError::Magic { found });
     }
     let Some((header, rest)) = bytes.split_first_chunk::<FRAME_HEADER_LEN>() else {
-        return Ok(Step::NeedMore(FRAME_HEADER_LEN));
+        return Ok(Found::NeedMore(FRAME_HEADER_LEN));
     };
     let [_, _, _, _, b0, b1, b2, b3, m0, m1, m2, m3] = *header;
     let body_size = u32::from_be_bytes([b0, b1, b2, b3]);
@@ -111,27 +135,27 @@ pub fn parse<'a>(bytes: &'a [u8], limits: &Limits) -> Result<Step<'a>, WireError
     if meta_size > limits.max_meta_size {
         return Err(WireError::MetaTooLarge { size: meta_size, limit: limits.max_meta_size });
     }
-    let Some(meta) = rest.get(..meta_size as usize) else {
-        return Ok(Step::NeedMore(FRAME_HEADER_LEN + meta_size as usize));
+    let Some(meta_bytes) = rest.get(..meta_size as usize) else {
+        return Ok(Found::NeedMore(FRAME_HEADER_LEN + meta_size as usize));
     };
     let payload = body_size - meta_size;
     if is_prpc {
-        return Ok(parse_prpc(RpcMeta::decode(meta, limits)?, meta_size, payload));
+        meta.decode_here(meta_bytes, limits)?;
+        return Ok(lay_out(meta.attachment_size, meta_size, payload));
     }
     let layout = Layout { meta_len: meta_size, message_len: 0, body_len: payload };
-    Ok(Step::Strm(StrmHead { layout, meta: StreamFrameMeta::decode(meta)? }))
+    Ok(Found::Strm(StrmHead { layout, meta: StreamFrameMeta::decode(meta_bytes)? }))
 }
 
 #[inline]
-fn parse_prpc(meta: RpcMeta<'_>, meta_len: u32, payload: u32) -> Step<'_> {
-    let error = match u32::try_from(meta.attachment_size) {
+fn lay_out(attachment_size: i64, meta_len: u32, payload: u32) -> Found {
+    let error = match u32::try_from(attachment_size) {
         Ok(body_len) if body_len <= payload => {
-            let layout = Layout { meta_len, message_len: payload - body_len, body_len };
-            return Step::Prpc(PrpcHead { layout, meta });
+            return Found::Prpc(Layout { meta_len, message_len: payload - body_len, body_len });
         }
-        _ if meta.attachment_size < 0 => BadFrame::NegativeAttachment(meta.attachment_size),
-        _ => BadFrame::AttachmentExceedsPayload { attachment: meta.attachment_size, payload },
+        _ if attachment_size < 0 => BadFrame::NegativeAttachment(attachment_size),
+        _ => BadFrame::AttachmentExceedsPayload { attachment: attachment_size, payload },
     };
     let frame_len = FRAME_HEADER_LEN as u64 + u64::from(meta_len) + u64::from(payload);
-    Step::Reject { meta, frame_len, error }
+    Found::Reject { frame_len, error }
 }

@@ -2,8 +2,9 @@
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost::Message;
+use ucrpc_transport::small;
 
-use super::pb::Write;
+use super::pb::{Back, Sink as _};
 use super::{EncodeError, FRAME_HEADER_LEN, Limits, PRPC_MAGIC, RpcMeta};
 
 /// Room for header and meta of a response, and of a request without its names: ids, sizes, a checksum, no metadata.
@@ -39,7 +40,7 @@ impl MessageBuf {
     /// An empty message with room for `capacity` bytes, and for `names` bytes of names and metadata in the meta.
     pub fn with_capacity(capacity: usize, names: usize) -> Self {
         let start = HEADROOM + names;
-        let mut buf = BytesMut::with_capacity(start + capacity);
+        let mut buf = small::buffer(start + capacity);
         buf.put_bytes(0, start);
         Self { buf, start }
     }
@@ -96,26 +97,33 @@ impl MessageBuf {
         let attachment_size = i32::try_from(attachment_len)
             .map_err(|_| EncodeError::BodyTooLarge { size: attachment_len as u64, limit })?;
         let attachment_size = i64::from(attachment_size);
-        let meta_len = meta.encoded_len_with(attachment_size);
+        let mut this = self;
+        let meta_len = this.write_meta(meta, attachment_size);
         if meta_len > limits.max_meta_size as usize {
             return Err(EncodeError::MetaTooLarge { size: meta_len as u64, limit: limits.max_meta_size.into() });
         }
-        let size = meta_len as u64 + self.len() as u64 + attachment_len as u64;
+        let size = meta_len as u64 + this.len() as u64 + attachment_len as u64;
         if size > limit {
             return Err(EncodeError::BodyTooLarge { size, limit });
         }
         let message_at = FRAME_HEADER_LEN + meta_len;
-        let mut this = self;
         if this.start < message_at {
             this = Self::copy_from_slice(this.as_slice(), message_at);
+            this.write_meta(meta, attachment_size);
         }
         let mut head = this.buf;
         head.advance(this.start - message_at);
-        let mut room = &mut head[..message_at];
-        room.put_slice(&PRPC_MAGIC);
-        room.put_u32(size as u32);
-        room.put_u32(meta_len as u32);
-        meta.write_with(&mut Write(room), attachment_size);
+        let mut header = &mut head[..FRAME_HEADER_LEN];
+        header.put_slice(&PRPC_MAGIC);
+        header.put_u32(size as u32);
+        header.put_u32(meta_len as u32);
         Ok(Head { bytes: head.freeze(), message_at })
+    }
+
+    /// Writes the meta right before the message, as far as there is room, and says how long it is.
+    fn write_meta(&mut self, meta: &RpcMeta<'_>, attachment_size: i64) -> usize {
+        let mut room = Back::new(&mut self.buf[..self.start]);
+        meta.write_with(&mut room, attachment_size);
+        room.len()
     }
 }

@@ -125,6 +125,14 @@ impl<'a> RpcMeta<'a> {
     /// On anything that is no `RpcMeta` within `limits`. Unknown fields are left out.
     pub fn decode(bytes: &'a [u8], limits: &Limits) -> Result<Self, MetaError> {
         let mut meta = Self::default();
+        meta.decode_here(bytes, limits)?;
+        Ok(meta)
+    }
+
+    /// As [`Self::decode`], into a meta that is the default one. It is large: on the hot path it is not moved.
+    #[inline]
+    pub(super) fn decode_here(&mut self, bytes: &'a [u8], limits: &Limits) -> Result<(), MetaError> {
+        let meta = self;
         let mut seen = Seen::default();
         let mut user_fields = 0;
         let mut reader = Reader::new(bytes);
@@ -160,7 +168,7 @@ impl<'a> RpcMeta<'a> {
         if user_fields > 0 {
             meta.user_fields = UserFields(Repr::Wire { meta: bytes, count: user_fields });
         }
-        Ok(meta)
+        Ok(())
     }
 
     /// Bytes of the encoded meta.
@@ -175,45 +183,31 @@ impl<'a> RpcMeta<'a> {
         count.0
     }
 
-    /// Writes the meta, with `attachment_size` in place of the field.
+    /// Writes the meta, last field first, with `attachment_size` in place of the field.
     pub(super) fn write_with(&self, sink: &mut impl Sink, attachment_size: i64) {
-        if let Some(request) = &self.request {
-            let mut len = Count::default();
-            request.write(&mut len);
-            sink.len_prefix(1, len.0);
-            request.write(sink);
-        }
-        if let Some(response) = &self.response {
-            let mut len = Count::default();
-            response.write(&mut len);
-            sink.len_prefix(2, len.0);
-            response.write(sink);
-        }
-        put_number(sink, 3, self.compress_type);
-        sink.number(4, signed(self.correlation_id));
-        put_number(sink, 5, attachment_size);
-        if let Some(data) = self.authentication_data {
-            sink.bytes(7, data);
-        }
-        if let Some(settings) = &self.stream_settings {
-            let mut len = Count::default();
-            settings.write(&mut len);
-            sink.len_prefix(8, len.0);
-            settings.write(sink);
-        }
-        for (key, value) in self.user_fields.iter() {
-            let mut len = Count::default();
-            write_entry(&mut len, key, value);
-            sink.len_prefix(9, len.0);
-            write_entry(sink, key, value);
-        }
-        put_number(sink, 10, self.content_type);
-        put_number(sink, 11, self.checksum_type);
+        put_number(sink, SIGNAL_FIELD, self.signal.to_wire());
+        put_number(sink, 13, self.checksum_with_attachment);
         if !self.checksum_value.is_empty() {
             sink.bytes(12, self.checksum_value);
         }
-        put_number(sink, 13, self.checksum_with_attachment);
-        put_number(sink, SIGNAL_FIELD, self.signal.to_wire());
+        put_number(sink, 11, self.checksum_type);
+        put_number(sink, 10, self.content_type);
+        self.user_fields.write(sink);
+        if let Some(settings) = &self.stream_settings {
+            sink.message(8, |sink| settings.write(sink));
+        }
+        if let Some(data) = self.authentication_data {
+            sink.bytes(7, data);
+        }
+        put_number(sink, 5, attachment_size);
+        sink.number(4, signed(self.correlation_id));
+        put_number(sink, 3, self.compress_type);
+        if let Some(response) = &self.response {
+            sink.message(2, |sink| response.write(sink));
+        }
+        if let Some(request) = &self.request {
+            sink.message(1, |sink| request.write(sink));
+        }
     }
 }
 
@@ -244,20 +238,20 @@ impl<'a> RequestMeta<'a> {
     }
 
     fn write(&self, sink: &mut impl Sink) {
-        sink.bytes(1, self.service_name.as_bytes());
-        sink.bytes(2, self.method_name.as_bytes());
-        let ids = [(3, self.log_id), (4, self.trace_id), (5, self.span_id), (6, self.parent_span_id)];
+        if let Some(timeout) = self.timeout_ms {
+            sink.number(8, signed(timeout));
+        }
+        if let Some(id) = self.request_id {
+            sink.bytes(7, id);
+        }
+        let ids = [(6, self.parent_span_id), (5, self.span_id), (4, self.trace_id), (3, self.log_id)];
         for (field, id) in ids {
             if let Some(id) = id {
                 sink.number(field, signed(id));
             }
         }
-        if let Some(id) = self.request_id {
-            sink.bytes(7, id);
-        }
-        if let Some(timeout) = self.timeout_ms {
-            sink.number(8, signed(timeout));
-        }
+        sink.bytes(2, self.method_name.as_bytes());
+        sink.bytes(1, self.service_name.as_bytes());
     }
 }
 
@@ -280,10 +274,10 @@ impl<'a> ResponseMeta<'a> {
     }
 
     fn write(&self, sink: &mut impl Sink) {
-        sink.number(1, signed(self.error_code));
         if !self.error_text.is_empty() {
             sink.bytes(2, self.error_text);
         }
+        sink.number(1, signed(self.error_code));
     }
 }
 
@@ -312,8 +306,10 @@ fn decode_entry(bytes: &[u8]) -> Result<(&[u8], &[u8]), MetaError> {
 }
 
 fn write_entry(sink: &mut impl Sink, key: &[u8], value: &[u8]) {
-    sink.bytes(1, key);
-    sink.bytes(2, value);
+    sink.message(9, |sink| {
+        sink.bytes(2, value);
+        sink.bytes(1, key);
+    });
 }
 
 /// The custom metadata of a frame: pairs of key and value, in the order of the wire.
@@ -368,6 +364,21 @@ impl<'a> UserFields<'a> {
             None
         });
         on_wire.chain(pairs.iter().map(|(key, value)| (key.as_ref(), value.as_ref())))
+    }
+}
+
+impl UserFields<'_> {
+    /// Writes the entries, last one first.
+    fn write(&self, sink: &mut impl Sink) {
+        match self.0 {
+            Repr::Empty => {}
+            Repr::Pairs(pairs) => pairs.iter().rev().for_each(|(key, value)| write_entry(sink, key, value)),
+            Repr::Wire { .. } => {
+                // Only a frame that is passed on has these.
+                let entries: Vec<_> = self.iter().collect();
+                entries.into_iter().rev().for_each(|(key, value)| write_entry(sink, key, value));
+            }
+        }
     }
 }
 

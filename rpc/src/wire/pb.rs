@@ -1,6 +1,4 @@
-//! The protobuf encoding as far as the metas need it: reading from a slice, writing to anything that takes bytes.
-
-use bytes::BufMut;
+//! The protobuf encoding as far as the metas need it: reading from a slice, writing into one from its end.
 
 use super::MetaError;
 
@@ -173,25 +171,36 @@ impl Seen {
     }
 }
 
-/// Where fields are written to. A meta is written twice by the same code: once to count its bytes, once for real.
+/// Where fields are written to, **the last one first**: when a length is due, what it counts is there already, and one pass does.
+/// The bytes come out in the order of the wire.
 pub(super) trait Sink {
     fn put(&mut self, bytes: &[u8]);
 
     fn varint(&mut self, value: u64);
 
+    /// Bytes so far.
+    fn len(&self) -> usize;
+
     fn number(&mut self, field: u32, value: u64) {
-        self.varint(u64::from(field << 3 | u32::from(VARINT)));
         self.varint(value);
+        self.varint(u64::from(field << 3 | u32::from(VARINT)));
     }
 
     fn bytes(&mut self, field: u32, value: &[u8]) {
-        self.len_prefix(field, value.len());
         self.put(value);
+        self.len_prefix(field, value.len());
+    }
+
+    /// A message inside the message.
+    fn message(&mut self, field: u32, write: impl FnOnce(&mut Self)) {
+        let before = self.len();
+        write(self);
+        self.len_prefix(field, self.len() - before);
     }
 
     fn len_prefix(&mut self, field: u32, len: usize) {
-        self.varint(u64::from(field << 3 | u32::from(LEN)));
         self.varint(len as u64);
+        self.varint(u64::from(field << 3 | u32::from(LEN)));
     }
 }
 
@@ -199,34 +208,74 @@ pub(super) trait Sink {
 #[derive(Debug, Default)]
 pub(super) struct Count(pub(super) usize);
 
+/// Seven bits a byte, at least one.
+#[inline]
+fn varint_len(value: u64) -> usize {
+    (u64::BITS - (value | 1).leading_zeros()).div_ceil(7) as usize
+}
+
 impl Sink for Count {
     fn put(&mut self, bytes: &[u8]) {
         self.0 += bytes.len();
     }
 
     fn varint(&mut self, value: u64) {
-        // Seven bits a byte, at least one.
-        self.0 += (u64::BITS - (value | 1).leading_zeros()).div_ceil(7) as usize;
+        self.0 += varint_len(value);
+    }
+
+    fn len(&self) -> usize {
+        self.0
     }
 }
 
-/// Writes bytes. There must be room for them.
+/// Writes bytes to the end of a slice, towards its beginning. What finds no room is counted.
 #[derive(Debug)]
-pub(super) struct Write<B>(pub(super) B);
+pub(super) struct Back<'a> {
+    room: &'a mut [u8],
+    len: usize,
+}
 
-impl<B: BufMut> Sink for Write<B> {
+impl<'a> Back<'a> {
+    pub(super) fn new(room: &'a mut [u8]) -> Self {
+        Self { room, len: 0 }
+    }
+
+    /// The next `len` bytes towards the beginning, if they are there.
+    #[inline]
+    fn take(&mut self, len: usize) -> Option<&mut [u8]> {
+        let end = self.room.len().checked_sub(self.len);
+        self.len += len;
+        self.room.get_mut(..end?)?.split_at_mut_checked(end?.checked_sub(len)?).map(|(_, taken)| taken)
+    }
+}
+
+impl Sink for Back<'_> {
+    #[inline]
     fn put(&mut self, bytes: &[u8]) {
-        self.0.put_slice(bytes);
+        if let Some(room) = self.take(bytes.len()) {
+            room.copy_from_slice(bytes);
+        }
     }
 
     #[inline]
     fn varint(&mut self, mut value: u64) {
-        // Byte by byte: copying two of them costs a call of memcpy.
-        while value >= 0x80 {
-            self.0.put_u8(value as u8 | 0x80);
-            value >>= 7;
+        if value < 0x80 {
+            if let Some([byte]) = self.take(1) {
+                *byte = value as u8;
+            }
+            return;
         }
-        self.0.put_u8(value as u8);
+        if let Some([rest @ .., last]) = self.take(varint_len(value)) {
+            for byte in rest {
+                *byte = value as u8 | 0x80;
+                value >>= 7;
+            }
+            *last = value as u8;
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.len
     }
 }
 

@@ -2,7 +2,7 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::pb::{Count, LEN, Reader, Seen, Sink, Write, signed};
+use super::pb::{Back, Count, LEN, Reader, Seen, Sink, signed};
 use super::{EncodeError, FRAME_HEADER_LEN, Limits, MetaError, STRM_MAGIC};
 
 /// One side's half of a stream, sent in the request that opens it and in the response.
@@ -55,13 +55,13 @@ impl StreamSettings {
     }
 
     pub(super) fn write(&self, sink: &mut impl Sink) {
-        sink.number(1, signed(self.stream_id));
-        // brpc writes both flags always; so do we, to look the same in a trace.
-        sink.number(2, self.need_feedback.into());
-        sink.number(3, self.writable.into());
-        for &id in &self.extra_stream_ids {
+        for &id in self.extra_stream_ids.iter().rev() {
             sink.number(4, signed(id));
         }
+        // brpc writes both flags always; so do we, to look the same in a trace.
+        sink.number(3, self.writable.into());
+        sink.number(2, self.need_feedback.into());
+        sink.number(1, signed(self.stream_id));
     }
 }
 
@@ -179,29 +179,27 @@ impl StreamFrameMeta {
         if size > limit {
             return Err(EncodeError::BodyTooLarge { size, limit });
         }
-        let mut head = BytesMut::with_capacity(FRAME_HEADER_LEN + meta_len);
-        head.put_slice(&STRM_MAGIC);
-        head.put_u32(size as u32);
-        head.put_u32(meta_len as u32);
-        self.write(&mut Write(&mut head));
+        let mut head = BytesMut::zeroed(FRAME_HEADER_LEN + meta_len);
+        let mut header = &mut head[..FRAME_HEADER_LEN];
+        header.put_slice(&STRM_MAGIC);
+        header.put_u32(size as u32);
+        header.put_u32(meta_len as u32);
+        self.write(&mut Back::new(&mut head[FRAME_HEADER_LEN..]));
         Ok(head.freeze())
     }
 
     fn write(&self, sink: &mut impl Sink) {
-        sink.number(1, signed(self.stream_id));
-        if let Some(source) = self.source_stream_id {
-            sink.number(2, signed(source));
+        if let Some(consumed) = self.consumed_size {
+            sink.message(5, |sink| sink.number(1, signed(consumed)));
         }
-        sink.number(3, signed(self.kind.to_wire()));
         if let Some(more) = self.has_continuation {
             sink.number(4, more.into());
         }
-        if let Some(consumed) = self.consumed_size {
-            let mut len = Count::default();
-            len.number(1, signed(consumed));
-            sink.len_prefix(5, len.0);
-            sink.number(1, signed(consumed));
+        sink.number(3, signed(self.kind.to_wire()));
+        if let Some(source) = self.source_stream_id {
+            sink.number(2, signed(source));
         }
+        sink.number(1, signed(self.stream_id));
     }
 }
 

@@ -165,7 +165,7 @@ impl Core {
 impl Opening {
     /// Dials the next address with UCX.
     pub(super) fn dial_cm(&mut self, core: &mut ConnCore, io: &mut Io) -> Result<Step> {
-        let worker = io.worker().map_err(|reason| negotiate::no_ucx(&reason))?;
+        let worker = io.worker_for_new().map_err(|reason| negotiate::no_ucx(&reason))?;
         let Some(address) = self.more.pop_front() else {
             return Err(Error::new(ErrorKind::Unreachable, "the name has no further address"));
         };

@@ -145,6 +145,13 @@ impl Io {
         }
     }
 
+    /// The UCX worker, if new connections can be made with it now.
+    pub(crate) fn worker_for_new(&mut self) -> Result<&mut ucx::Worker, FallbackReason> {
+        self.worker()?;
+        ucx::Context::get().map_err(Clone::clone)?.check_ports(self.now)?;
+        self.worker()
+    }
+
     fn start_worker(&mut self) -> Result<(ucx::Worker, Key), FallbackReason> {
         if !self.shared.config.ucx {
             return Err(FallbackReason::Disabled("the dispatcher is configured without ucx".into()));

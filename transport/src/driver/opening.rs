@@ -182,7 +182,7 @@ fn local(core: &ConnCore, io: &mut Io, policy: Policy) -> Local {
 }
 
 fn ucx_info(io: &mut Io) -> Result<UcxInfo, FallbackReason> {
-    let worker_address = io.worker()?.address().to_vec();
+    let worker_address = io.worker_for_new()?.address().to_vec();
     let context = crate::ucx::Context::get().map_err(Clone::clone)?;
     let (major, minor, patch) = context.version();
     let part = |n: u32| u16::try_from(n).unwrap_or(u16::MAX);

@@ -15,6 +15,9 @@ use crate::{
 const TURNS_PER_POLL: [u32; 2] = [1, 256];
 /// The same while stream connections are read without being asked for: such a turn costs a system call by itself.
 const TURNS_PER_POLL_HOT: u32 = 64;
+/// The same in a loop that sleeps as soon as it has nothing to do: its sleep asks the poller, and so only one that always has
+/// something to do needs to be reminded. Eight turns that found work.
+const TURNS_PER_POLL_EVENT: u32 = 8 * WORKING_TURN;
 /// As many idle turns count for one that found work: it may have taken long.
 const WORKING_TURN: u32 = 8;
 /// Stream connections that a spinning loop reads in each turn instead of waiting for their edges: a read that finds
@@ -36,10 +39,11 @@ impl Core {
         if self.io.hot.iter().any(|hot| hot.key == key) {
             return;
         }
+        if self.io.shared.wait_policy() == WaitPolicy::Event {
+            return;
+        }
         self.io.poll_often();
-        let spins = self.io.shared.wait_policy() != WaitPolicy::Event;
-        if spins
-            && edge.readable
+        if edge.readable
             && self.io.hot.len() < HOT_STREAMS
             && self.conns.get(key).is_some_and(|conn| matches!(conn.link, Link::Tcp(_)))
         {
@@ -94,18 +98,28 @@ impl Io {
     /// Whether this turn looks at the clock and the sockets.
     #[inline]
     pub(super) fn due_for_poll(&mut self, worked: bool) -> bool {
+        let sleeps = self.shared.wait_policy() == WaitPolicy::Event;
         let longest = match self.worker {
+            _ if sleeps => TURNS_PER_POLL_EVENT,
             _ if !self.hot.is_empty() => TURNS_PER_POLL_HOT,
             WorkerSlot::Ready { .. } => TURNS_PER_POLL[1],
             _ => return true,
         };
         self.turns_to_poll = self.turns_to_poll.saturating_sub(if worked { WORKING_TURN } else { 1 });
         if self.turns_to_poll == 0 {
-            self.poll_distance = (self.poll_distance * 2).clamp(TURNS_PER_POLL[0], longest);
+            let shortest = if sleeps { longest } else { TURNS_PER_POLL[0] };
+            self.poll_distance = (self.poll_distance * 2).clamp(shortest, longest);
             self.turns_to_poll = self.poll_distance;
             return true;
         }
         false
+    }
+
+    /// The poller was asked by a sleep.
+    pub(super) fn polled(&mut self) {
+        if self.shared.wait_policy() == WaitPolicy::Event {
+            self.turns_to_poll = TURNS_PER_POLL_EVENT;
+        }
     }
 
     /// A socket had something: more may follow soon.

@@ -114,6 +114,7 @@ impl Core {
     /// Says why the sleep ended, and acts on it. `by_timer` says whose time is over if there are no edges: a timer's or the
     /// detector's.
     fn after_sleep(&mut self, by_timer: Option<bool>, lost: bool) {
+        self.io.polled();
         let mut edges = std::mem::take(&mut self.io.edges);
         self.io.poller.take(&mut edges);
         let counters = &self.io.shared.counters;

@@ -54,7 +54,7 @@ pub(crate) struct Woken(Arc<TaskWaker>);
 impl dispatcher::Shared {
     fn woken(&self, waker: Arc<TaskWaker>) {
         if let Some(tasks) = super::current_tasks(self.id) {
-            tasks.borrow_mut().ready.push_back(waker);
+            tasks.borrow_mut().wake(waker);
         } else {
             self.woken_tasks.push(Woken(waker));
             self.nudge();
@@ -63,14 +63,33 @@ impl dispatcher::Shared {
 }
 
 /// What the dispatcher's thread polls next. It is apart from the futures, because wakers are called while one is polled.
+///
+/// A task that wakes itself while it is polled asks to go on after the others, and after what it sent has left: it waits for the
+/// next turn. A task that another one wakes is polled in the same turn.
 #[derive(Default)]
 pub(crate) struct ReadyTasks {
     ready: VecDeque<Arc<TaskWaker>>,
+    /// Woke themselves in this turn.
+    yielded: Vec<Arc<TaskWaker>>,
+    polled: Option<Key>,
 }
 
 impl ReadyTasks {
     pub(crate) fn is_empty(&self) -> bool {
-        self.ready.is_empty()
+        self.ready.is_empty() && self.yielded.is_empty()
+    }
+
+    fn wake(&mut self, waker: Arc<TaskWaker>) {
+        if self.polled == Some(waker.key) {
+            self.yielded.push(waker);
+        } else {
+            self.ready.push_back(waker);
+        }
+    }
+
+    /// What is polled in this turn begins with those that yielded in the last one.
+    fn begin(&mut self) {
+        self.ready.extend(self.yielded.drain(..));
     }
 }
 
@@ -99,11 +118,15 @@ impl Tasks {
 
     /// Polls what is ready. `this` is not borrowed while a future runs, so that it may spawn others.
     pub(crate) fn run(this: &RefCell<Self>) -> bool {
+        let ready = this.borrow().ready.clone();
+        ready.borrow_mut().begin();
         let mut polled = 0;
         while polled < TASKS_PER_TURN {
             let Some((key, mut future, waker)) = this.borrow_mut().next() else { break };
             polled += 1;
+            ready.borrow_mut().polled = Some(key);
             let done = future.as_mut().poll(&mut Context::from_waker(&waker)).is_ready();
+            ready.borrow_mut().polled = None;
             if done {
                 drop(future);
                 let task = this.borrow_mut().finish(key);
@@ -151,7 +174,7 @@ impl Tasks {
             }
         }
         let ready = this.borrow().ready.clone();
-        let stale = std::mem::take(&mut ready.borrow_mut().ready);
+        let stale = std::mem::take(&mut *ready.borrow_mut());
         drop(stale);
     }
 }
@@ -219,4 +242,98 @@ impl Wake for RootWaker {
 /// Polls the future of a `block_on`.
 pub(crate) fn poll_root<F: Future>(future: Pin<&mut F>, waker: &Waker) -> Poll<F::Output> {
     future.poll(&mut Context::from_waker(waker))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        cell::RefCell,
+        future::poll_fn,
+        rc::Rc,
+        task::{Poll, Waker},
+        time::{Duration, Instant},
+    };
+
+    use super::super::spawn_local;
+    use crate::{Address, ConnectionConfig, DispatcherConfig, ListenConfig, LocalDispatcher};
+
+    /// Yields once for each step.
+    async fn yield_now() {
+        let mut yielded = false;
+        poll_fn(|cx| {
+            if std::mem::replace(&mut yielded, true) {
+                return Poll::Ready(());
+            }
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        })
+        .await;
+    }
+
+    #[test]
+    fn a_task_that_yields_goes_on_after_what_it_sent_has_left() {
+        let local = LocalDispatcher::new(DispatcherConfig::default()).expect("dispatcher");
+        let dispatcher = local.handle();
+        let address: Address = "mem://tasks-yield".parse().expect("address");
+        let mut listener = dispatcher.listen(&address, ListenConfig::default()).expect("listen");
+        let sent = Rc::new(RefCell::new(Vec::new()));
+        local.block_on(async {
+            let client = dispatcher.connect(&address, ConnectionConfig::default()).into_connection();
+            client.opened().await.expect("open");
+            let _server = listener.accept().await.expect("accept");
+            let done = sent.clone();
+            spawn_local(async move {
+                for step in 0..3_u64 {
+                    client.sender().send_deferred(&b"step"[..]).expect("room");
+                    // Deferred frames leave with the dispatcher's turn: so far those of the steps before.
+                    assert_eq!(client.stats().frames_sent, step);
+                    yield_now().await;
+                    done.borrow_mut().push(step);
+                }
+            })
+            .expect("on the dispatcher");
+            while sent.borrow().len() < 3 {
+                dispatcher.sleep_until(Instant::now() + Duration::from_millis(1)).await;
+            }
+        });
+        assert_eq!(*sent.borrow(), [0, 1, 2]);
+    }
+
+    #[test]
+    fn a_task_that_another_wakes_is_polled_before_one_that_yielded() {
+        let local = LocalDispatcher::new(DispatcherConfig::default()).expect("dispatcher");
+        let order = Rc::new(RefCell::new(Vec::new()));
+        let waiting: Rc<RefCell<Option<Waker>>> = Rc::default();
+        local.block_on(async {
+            let (trace, slot) = (order.clone(), waiting.clone());
+            spawn_local(async move {
+                let mut first = true;
+                poll_fn(|cx| {
+                    *slot.borrow_mut() = Some(cx.waker().clone());
+                    if std::mem::take(&mut first) { Poll::Pending } else { Poll::Ready(()) }
+                })
+                .await;
+                trace.borrow_mut().push("woken");
+            })
+            .expect("on the dispatcher");
+            let (trace, slot) = (order.clone(), waiting.clone());
+            spawn_local(async move {
+                let yielded = yield_now();
+                let mut yielded = std::pin::pin!(yielded);
+                poll_fn(|cx| {
+                    let polled = yielded.as_mut().poll(cx);
+                    // Woken after this task has asked to go on, and still polled before it.
+                    slot.borrow_mut().take().into_iter().for_each(Waker::wake);
+                    polled
+                })
+                .await;
+                trace.borrow_mut().push("yielded");
+            })
+            .expect("on the dispatcher");
+            while order.borrow().len() < 2 {
+                local.handle().sleep_until(Instant::now() + Duration::from_millis(1)).await;
+            }
+        });
+        assert_eq!(*order.borrow(), ["woken", "yielded"]);
+    }
 }

@@ -71,7 +71,7 @@ pub(super) unsafe extern "C" fn on_message(
     }
     // The pointer has no alignment: it is only copied from.
     // SAFETY: valid inside this call, by UCX's contract.
-    let data = Bytes::copy_from_slice(unsafe { bytes(data, length) });
+    let data = crate::small::copy(unsafe { bytes(data, length) });
     core.push(Item::Message { header, data, from });
     ucs_status_t::UCS_OK
 }

@@ -1,10 +1,10 @@
 //! The process's one UCX context.
 
-use std::{any::Any, ffi::c_void, mem, path::Path, ptr, sync::OnceLock};
+use std::{any::Any, ffi::c_void, mem, path::Path, ptr, sync::OnceLock, time::Instant};
 
 use ucx_sys::{self as sys, LoadError, Ucx, ucp_context_h};
 
-use super::{memlock, status};
+use super::{inspect, memlock, ports::Ports, status};
 use crate::{
     error::{Error, FallbackReason},
     memory::Registrar,
@@ -30,6 +30,7 @@ pub(crate) struct Context {
     pub(super) handle: ucp_context_h,
     settings: String,
     has_device: bool,
+    ports: Ports,
 }
 
 // SAFETY: made with `mt_workers_shared`, so UCX locks what workers of several threads share; the rest never changes.
@@ -65,7 +66,17 @@ impl Context {
         let environment = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.to_string_lossy().into_owned())));
         let settings = settings(ucx.version(), environment);
-        Ok(Self { ucx, handle, settings, has_device: has_device(Path::new("/")) })
+        let root = Path::new("/");
+        let devices = inspect::resources_of(ucx, handle).into_iter().map(|resource| resource.device);
+        Ok(Self { ucx, handle, settings, has_device: has_device(root), ports: Ports::new(root, devices) })
+    }
+
+    /// Whether new connections may be made over UCX now.
+    ///
+    /// # Errors
+    /// [`FallbackReason::Unreachable`] while a port of an RDMA device that UCX uses is down or gone.
+    pub(crate) fn check_ports(&self, now: Instant) -> Result<(), FallbackReason> {
+        self.ports.trouble(now).map_or(Ok(()), |text| Err(FallbackReason::Unreachable(text.into())))
     }
 
     /// Major, minor and release number of the running library.
@@ -214,6 +225,7 @@ mod tests {
             handle: context.handle,
             settings: String::new(),
             has_device: true,
+            ports: Ports::new(Path::new("/nowhere"), std::iter::empty()),
         }));
         let memory = vec![7_u8; 1 << 16];
         for _ in 0..100 {

@@ -84,7 +84,7 @@ pub struct UcxReport {
 pub fn ucx_report() -> UcxReport {
     let library = sys::load().map(library).map_err(|_| reason());
     let (resources, must_agree) = match Context::get() {
-        Ok(context) => (Ok(resources(&context.printed())), context.settings().to_owned()),
+        Ok(context) => (Ok(resources_of(context.ucx, context.handle)), context.settings().to_owned()),
         Err(reason) => (Err(reason.clone()), String::new()),
     };
     UcxReport { library, resources, must_agree }
@@ -119,12 +119,10 @@ fn library(ucx: &'static sys::Ucx) -> UcxLibrary {
     }
 }
 
-impl Context {
-    /// What `ucp_context_print_info` prints.
-    fn printed(&self) -> String {
-        // SAFETY: a live context and an open stream.
-        printed(|stream| unsafe { self.ucx.ucp_context_print_info(self.handle, stream) })
-    }
+/// The resources of a context.
+pub(super) fn resources_of(ucx: &'static sys::Ucx, context: sys::ucp_context_h) -> Vec<UcxResource> {
+    // SAFETY: callers have a live context; an open stream.
+    resources(&printed(|stream| unsafe { ucx.ucp_context_print_info(context, stream) }))
 }
 
 /// What a function of UCX's prints to a stream; empty if there is no memory for it.
