@@ -5,11 +5,12 @@
 use std::time::Instant;
 
 use bytes::Bytes;
-use ucrpc_rpc::CallContext;
 use ucrpc_rpc::call::MethodName;
 use ucrpc_rpc::codec::{CompressType, decode_request, decode_response};
 use ucrpc_rpc::wire::stream::{Stream, StreamConfig};
 use ucrpc_rpc::wire::{Limits, MessageBuf, RpcMeta, Step, StreamFrameMeta, StreamSettings, parse};
+use ucrpc_rpc::{CallContext, PrpcFramer};
+use ucrpc_transport::framing::{Cut, Framer};
 
 /// What a message may become: small, so that the fuzzer finds what goes beyond.
 const MAX_MESSAGE: usize = 64 << 10;
@@ -23,6 +24,7 @@ pub const TARGETS: [Target; 4] = [("prpc", prpc), ("strm", strm), ("meta", meta)
 /// One frame of any kind, whole or not: header, meta, message, attachment.
 pub fn prpc(data: &[u8]) {
     let limits = Limits::DEFAULT;
+    cut(data, &limits);
     let Ok(step) = parse(data, &limits) else { return };
     match step {
         Step::NeedMore(total) => assert!(total > data.len() && total <= 12 + limits.max_meta_size as usize),
@@ -47,6 +49,27 @@ pub fn prpc(data: &[u8]) {
             }
             if let Ok(response) = decode_response(&head.meta, message, attachment.clone(), MAX_MESSAGE) {
                 assert!(response.message.len() <= MAX_MESSAGE && response.attachment == attachment);
+            }
+        }
+    }
+}
+
+/// The framer ends a frame where the parser does, whether it looked into the frame or at its sizes alone.
+fn cut(data: &[u8], limits: &Limits) {
+    let parsed = parse(data, limits);
+    match PrpcFramer::new(*limits).cut(data) {
+        Cut::NeedMore(total) => assert!(total > data.len()),
+        Cut::Bad(_) => assert!(parsed.is_err()),
+        Cut::Frame { head, body } => {
+            let len = head as u64 + body;
+            assert!(head >= 12 && len <= 12 + u64::from(limits.max_body_size));
+            match parsed {
+                Ok(Step::Prpc(prpc)) => assert_eq!(len, prpc.layout.frame_len()),
+                Ok(Step::Strm(strm)) => assert_eq!(len, strm.layout.frame_len()),
+                Ok(Step::Reject { frame_len, .. }) => assert_eq!(len, frame_len),
+                Ok(Step::NeedMore(total)) => assert!(body == 0 && head >= total),
+                // A short frame: who takes it apart finds what is wrong with it.
+                Err(_) => assert_eq!(body, 0),
             }
         }
     }

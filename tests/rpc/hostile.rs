@@ -29,7 +29,7 @@ pub const CASES: &[Case] = &[
 ];
 
 /// A `PRPC` frame.
-fn prpc(meta: &RpcMeta<'_>, message: &[u8], attachment: &[u8]) -> Vec<u8> {
+pub fn prpc(meta: &RpcMeta<'_>, message: &[u8], attachment: &[u8]) -> Vec<u8> {
     let head = MessageBuf::copy_from_slice(message, 200).into_head(meta, attachment.len(), &Limits::DEFAULT).unwrap();
     [&head.bytes[..], attachment].concat()
 }
@@ -45,7 +45,7 @@ fn raw_frame(meta: &[u8], payload: &[u8]) -> Vec<u8> {
     [b"PRPC", &body.to_be_bytes()[..], &(meta.len() as u32).to_be_bytes(), meta, payload].concat()
 }
 
-fn read_frame(stream: &mut TcpStream) -> Option<Vec<u8>> {
+pub fn read_frame(stream: &mut TcpStream) -> Option<Vec<u8>> {
     let mut frame = vec![0; FRAME_HEADER_LEN];
     stream.read_exact(&mut frame).ok()?;
     let body = u32::from_be_bytes(frame[4..8].try_into().unwrap()) as usize;
@@ -62,7 +62,7 @@ fn answer(stream: &mut TcpStream) -> Option<(i64, Code)> {
     Some((head.meta.correlation_id, Code::from_wire(code)))
 }
 
-fn connect(server: &Server) -> TcpStream {
+pub fn connect(server: &Server) -> TcpStream {
     let at = server.address().host_port().unwrap();
     let stream = TcpStream::connect((at.host.as_str(), at.port)).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();

@@ -12,6 +12,7 @@ mod echo;
 mod ending;
 mod hostile;
 mod proxy;
+mod recorded;
 mod resilience;
 #[path = "../util/retry.rs"]
 mod retry;
@@ -38,7 +39,7 @@ fn main() -> ExitCode {
     let everywhere =
         backends().iter().flat_map(|backend| EVERYWHERE.iter().copied().flatten().map(move |case| (backend, case)));
     let raw = backends().iter().filter(|backend| backend.name == "tcp");
-    let raw = raw.flat_map(|backend| hostile::CASES.iter().map(move |case| (backend, case)));
+    let raw = raw.flat_map(|backend| hostile::CASES.iter().chain(recorded::CASES).map(move |case| (backend, case)));
     // UCX 1.13.1 itself crashes now and then when peers die under load: `docs/troubleshooting.md`.
     let sockets = backends().iter().filter(|backend| ["tcp", "unix"].contains(&backend.transport));
     let sockets = sockets.flat_map(|backend| stress::ON_SOCKETS.iter().map(move |case| (backend, case)));
@@ -69,7 +70,8 @@ fn parent(backend: &Backend, name: &str) -> Result<(), Failed> {
 fn child(name: &str) -> ExitCode {
     let (backend, case) = name.split_once('/').expect("backend/case");
     let backend = backends().iter().find(|b| b.name == backend).expect("a known backend");
-    let mut cases = EVERYWHERE.iter().copied().flatten().chain(hostile::CASES).chain(stress::ON_SOCKETS);
+    let mut cases =
+        EVERYWHERE.iter().copied().flatten().chain(hostile::CASES).chain(recorded::CASES).chain(stress::ON_SOCKETS);
     let (_, run) = cases.find(|(n, _)| *n == case).expect("a known case");
     let watchdog = std::time::Duration::from_secs(150);
     std::thread::spawn(move || {
