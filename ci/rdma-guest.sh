@@ -36,12 +36,15 @@ rally() { # UCX_TLS RITUAL
 part='echo large_bodies_by_rdma_read small_bodies_by_send rendezvous_from plan_into plan_later plan_refuse
     close_with_data_in_flight abort_with_data_in_flight reader_stops_small credit_both_ways drop_fetch
     drop_connecting wait_policies soak_event'
-[ "${RDMA_VM_ACCEL:-}" != kvm ] && [ -z "${UCRPC_RDMA_ALL:-}" ] || part=
+# Left out of RPC: what measures timers (deadlines, hedging, budgets) and what repeats another case by another interface.
+rpc_part='unary sizes failures interceptors credentials received_in_place beside_the_message deadline_travels client_gone
+    cancel server_gone limits graceful_shutdown hard_shutdown shutdown_under_load stream_both_ways stream_window
+    reconnect retries random_faults'
+[ "${RDMA_VM_ACCEL:-}" != kvm ] && [ -z "${UCRPC_RDMA_ALL:-}" ] || part='' rpc_part=''
 
 # In CI: what shows that the path is there, used and checked.
 short_contract='echo large_bodies_by_rdma_read small_bodies_by_send plan_later abort_with_data_in_flight'
 short_rpc='unary sizes cancel stream_both_ways'
-rpc_part=
 if [ -n "${UCRPC_RDMA_SHORT:-}" ]; then part=$short_contract rpc_part=$short_rpc; fi
 
 cases() { # PROGRAM BACKEND CASE...
