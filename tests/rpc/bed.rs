@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use ucrpc::rpc::channel::ChannelBuilder;
 use ucrpc::rpc::server::ServerBuilder;
-use ucrpc::transport::{Address, Dispatcher, DispatcherConfig};
+use ucrpc::transport::{Address, ConnectionConfig, Dispatcher, DispatcherConfig, Keepalive, ListenConfig};
 use ucrpc::{Channel, Server};
 
 pub type Case = (&'static str, fn(&Bed));
@@ -117,12 +117,20 @@ impl Bed {
     }
 
     pub fn serve(&self, server: ServerBuilder) -> Server {
+        let server = match patient() {
+            Some(connection) => server.transport(ListenConfig { connection, ..ListenConfig::default() }),
+            None => server,
+        };
         server.on(&self.server).listen(self.address()).start().expect("start")
     }
 
     pub fn channel(&self, server: &Server) -> ChannelBuilder {
         // Generous: other tests share the machine.
-        Channel::builder(server.address()).on(&self.client).timeout(Duration::from_secs(30))
+        let channel = Channel::builder(server.address()).on(&self.client).timeout(Duration::from_secs(30));
+        match patient() {
+            Some(connection) => channel.transport(connection),
+            None => channel,
+        }
     }
 
     /// Everything is back at zero, and no wake-up was lost.
@@ -152,4 +160,15 @@ impl Bed {
         self.server.shutdown();
         self.client.shutdown();
     }
+}
+
+/// Deadlines that an emulated guest keeps, where connecting takes ten times as long; elsewhere the usual ones are tested.
+fn patient() -> Option<ConnectionConfig> {
+    std::env::var_os("UCRPC_TEST_RDMA")?;
+    Some(ConnectionConfig {
+        connect_timeout: Duration::from_secs(40),
+        prove_timeout: Duration::from_secs(30),
+        keepalive: Some(Keepalive { deadline: Duration::from_secs(20), ..Keepalive::default() }),
+        ..ConnectionConfig::default()
+    })
 }
