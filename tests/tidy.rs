@@ -33,8 +33,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("queue", &[]),
     ("proto", &["frame", "error", "config"]),
     ("event", &["queue"]),
-    ("ucx", &["backend", "event", "frame", "error", "config", "memory"]),
-    ("tcp", &["backend", "event", "frame", "error", "config", "framing", "proto::header"]),
+    ("ucx", &["backend", "event", "frame", "error", "config", "memory", "small"]),
+    ("tcp", &["backend", "event", "frame", "error", "config", "framing", "proto::header", "small"]),
     ("connection", &["queue", "event", "frame", "error", "config", "stats", "dispatcher", "driver"]),
     (
         "listener",

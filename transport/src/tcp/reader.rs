@@ -18,7 +18,6 @@ use super::{
 use crate::{
     error::{Error, ErrorKind},
     frame::{Body, RecvBuf},
-    small,
 };
 
 /// Bytes read at a frame's start after a large body: another one is likely, and what of it comes through the scratch
@@ -334,7 +333,7 @@ impl Reader {
             return Ok(bytes.len());
         }
         let header = &bytes[PREFIX.min(lengths.skip)..lengths.skip];
-        let payload = small::copy(&bytes[lengths.skip..together]);
+        let payload = crate::small::copy(&bytes[lengths.skip..together]);
         let beyond = self.take(header, payload, lengths, &bytes[together..], sink)?;
         Ok(together + beyond)
     }
