@@ -4,7 +4,7 @@
 //! counted already, it costs neither the allocation nor the second one that the first clone of a `Bytes` of its own makes for the
 //! count. A thread has a few chunks and goes round: one whose pieces are gone when its turn comes is used again.
 //!
-//! Whoever keeps a piece keeps its chunk: at most [`CHUNK`] bytes.
+//! Whoever keeps a piece keeps its chunk: 4 KiB.
 
 use std::cell::RefCell;
 
