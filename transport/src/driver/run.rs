@@ -229,6 +229,11 @@ impl LocalDispatcher {
         (&self.current.shared, &self.current.core)
     }
 
+    #[cfg(test)]
+    pub(super) fn core(&self) -> Rc<RefCell<Core>> {
+        self.current.core.clone()
+    }
+
     #[cfg(feature = "tokio")]
     pub(super) fn has_ready_tasks(&self) -> bool {
         !self.current.ready.borrow().is_empty()
@@ -345,9 +350,7 @@ impl Core {
             worked |= self.poll(Some(Duration::ZERO));
             worked |= self.fire_timers();
             self.io.publish(self.conns.len());
-            self.io.replace_stuck_worker();
-            self.io.hasten_closing();
-            self.close_spares();
+            self.look_after_ucx();
         }
         worked |= self.serve_ready();
         while let Some((key, error)) = self.io.doomed.pop() {
@@ -355,6 +358,14 @@ impl Core {
             self.end(key, error);
         }
         worked
+    }
+
+    /// What is late and no event tells: workers and endpoints that do not end. In a busy loop with each look at the poller, else after
+    /// each sleep.
+    pub(super) fn look_after_ucx(&mut self) {
+        self.io.replace_stuck_worker();
+        self.io.hasten_closing();
+        self.close_spares();
     }
 
     /// Endpoints that a handshake made for others go when no handshake is left that may ask for them.

@@ -138,6 +138,7 @@ impl Core {
         let edges = std::mem::take(&mut self.io.edges);
         self.act_on(edges);
         self.fire_timers();
+        self.look_after_ucx();
     }
 
     /// The safety timeout ended a sleep: is there work that nothing announced? What UCX has got just now announces itself,
@@ -226,7 +227,7 @@ mod tests {
         time::{Duration, Instant},
     };
 
-    use crate::{Dispatcher, DispatcherConfig, config::WaitPolicy, driver::Command};
+    use crate::{Dispatcher, DispatcherConfig, LocalDispatcher, config::WaitPolicy, driver::Command};
 
     const DETECTOR: Duration = Duration::from_millis(40);
 
@@ -267,5 +268,24 @@ mod tests {
     #[test]
     fn a_push_that_is_never_announced_is_found() {
         assert_eq!(hits_with_a_producer(None), 1);
+    }
+
+    #[test]
+    fn what_no_event_tells_is_looked_after_by_a_dispatcher_that_sleeps_between() {
+        let config = DispatcherConfig { wait: WaitPolicy::Event, ..DispatcherConfig::default() };
+        let local = LocalDispatcher::new(config).expect("a dispatcher");
+        let core = local.core();
+        let handle = local.handle();
+        local.block_on(async {
+            let pause = || handle.sleep_until(Instant::now() + Duration::from_millis(2));
+            // The first turns look at everything.
+            pause().await;
+            // Operations that do not end, as it seems: the next look finds that there are none.
+            core.borrow_mut().io.stuck_since = Some(Instant::now());
+            for _ in 0..3 {
+                pause().await;
+            }
+        });
+        assert_eq!(core.borrow().io.stuck_since, None);
     }
 }
