@@ -1,6 +1,7 @@
 #!/bin/bash
 # ci/rdma.sh: builds the tests and runs them over RDMA in guests with Soft-RoCE, in one and between two; `cargo xtask test --rdma` runs it.
 # UCRPC_RDMA_ALL=1: the whole contract and all of RPC also under emulation. UCRPC_RDMA_SUITES="wake contract rpc faults red nodes": only these.
+# UCRPC_RDMA_BACKENDS=ucx-ud: contract and rpc only over this.
 # UCRPC_RDMA_SHORT=1, as in `cargo xtask test` and CI: a few cases of each suite over rc and ud, and the check of the checks.
 set -euo pipefail
 cd "$(dirname "$0")/.."
