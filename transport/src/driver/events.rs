@@ -62,7 +62,7 @@ impl Core {
 
     #[inline]
     fn on_message(&mut self, bytes: &[u8], data: bytes::Bytes) {
-        let Ok((header, inline)) = header::decode_with_head(bytes) else { return self.stale("an undecodable header") };
+        let Ok((header, inline)) = header::decode_with_head(bytes) else { return self.headless(bytes) };
         let key = Key { index: header.conn, generation: header.generation };
         let Some(conn) = self.conns.get_mut(key) else { return self.stale("no such connection") };
         conn.core.heard(self.io.now);
@@ -140,6 +140,14 @@ impl Core {
         match result {
             Ok(()) => self.settle(key),
             Err(error) => self.end(key, error),
+        }
+    }
+
+    /// A message without a header of ours. An empty one is the peer's UCX introducing an endpoint that the peer has given up.
+    #[cold]
+    fn headless(&mut self, bytes: &[u8]) {
+        if !bytes.is_empty() {
+            self.stale("an undecodable header");
         }
     }
 

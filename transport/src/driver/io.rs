@@ -147,7 +147,9 @@ impl Io {
 
     /// The UCX worker, if new connections can be made with it now.
     pub(crate) fn worker_for_new(&mut self) -> Result<&mut ucx::Worker, FallbackReason> {
-        self.worker()?;
+        if !self.worker()?.has_room() {
+            return Err(FallbackReason::Failed("too many ucx endpoints wait to be closed".into()));
+        }
         ucx::Context::get().map_err(Clone::clone)?.check_ports(self.now)?;
         self.worker()
     }

@@ -140,7 +140,7 @@ pub(super) unsafe extern "C" fn on_failure(arg: *mut c_void, ep: ucp_ep_h, statu
     core.push(Item::Failed { ep: slot.id(), status });
 }
 
-/// Connecting an endpoint is over.
+/// A flush of an endpoint has ended, or the message that introduces it: connecting is over when all have.
 ///
 /// # Safety
 /// Called by UCX for a request whose `user_data` is a `Slot`.

@@ -9,6 +9,12 @@
 //! what was left to send, UCX then uses the freed lane. Two sides that give a connection up under load, because its link
 //! was cut, say, meet exactly so when the link is back. So the close of an endpoint over tcp waits until a flush of it
 //! has nothing to do, or it has failed. Towards a peer that does not read that may take long: see [`Worker::reset_sockets`].
+//!
+//! Over UD UCX takes an endpoint for connected as soon as the transport is, and it only gets to know the peer's with the first message that
+//! asks for an answer. The peer's request may come at any time, and UCX's own thread may find it. The answer then waits for the next
+//! progress in the queue of the lane; a forced close finds it there and ends the process ("got REP message"; a UCX without
+//! assertions drops it). So an endpoint that has sent no such message sends an empty one when it is closed, and is closed when that has
+//! arrived: nobody asks any more then, and the answers are sent. While it waits, wire-up messages are in another queue, which UCX can empty.
 
 use std::{
     cell::Cell,
@@ -24,13 +30,16 @@ use super::{
     callback,
     inspect::printed,
     status,
-    worker::{Core, Worker},
+    worker::{AM_ID, Core, Worker},
 };
 use crate::error::{Error, ErrorKind};
 
 /// A close waits for this many flushes that had something to do. Each ends with what was sent before it, and only what UCX
 /// sends by itself can come after it.
 const MAX_WAITS: u8 = 16;
+
+/// With this many endpoints waiting to be closed a worker is not used for new connections. What an endpoint waits for is the peer's.
+const MAX_CLOSING: usize = if cfg!(test) { 32 } else { 4096 };
 
 /// An endpoint of one worker. It goes stale when the endpoint is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -47,7 +56,7 @@ pub(super) struct Slot {
     /// Null: free, or being created.
     ep: Cell<ucp_ep_h>,
     creating: Cell<bool>,
-    /// Flushes that have not ended: connecting is over when there is none.
+    /// Flushes that have not ended, and the close's message: connecting is over when there is none.
     pub(super) settling: Cell<u32>,
     /// Closed by its user: its id is stale.
     closing: Cell<bool>,
@@ -56,6 +65,10 @@ pub(super) struct Slot {
     pub(super) failed: Cell<bool>,
     /// Messages carry our reply endpoint.
     reply: Cell<bool>,
+    /// A message has asked UCX to get to know the peer's endpoint.
+    introduced: Cell<bool>,
+    /// That was the close's own message.
+    introduced_late: Cell<bool>,
 }
 
 impl Slot {
@@ -137,6 +150,8 @@ impl Table {
                 waits: Cell::new(0),
                 failed: Cell::new(false),
                 reply: Cell::new(false),
+                introduced: Cell::new(false),
+                introduced_late: Cell::new(false),
             };
             let slot = NonNull::from(Box::leak(Box::new(slot)));
             self.slots.push(slot);
@@ -220,6 +235,8 @@ impl Worker {
         slot.waits.set(0);
         slot.settling.set(0);
         slot.reply.set(reply);
+        slot.introduced.set(false);
+        slot.introduced_late.set(false);
         slot.creating.set(true);
         let mut ep = ptr::null_mut();
         // SAFETY: valid parameters; the address was checked and is padded, the error handler's argument outlives the worker.
@@ -258,8 +275,30 @@ impl Worker {
         let sent = self.send_copy(id, header, [&[], &[]], token);
         slot.reply.set(before);
         let _ = sent?;
+        slot.introduced.set(true);
         self.settle(place);
         Ok(())
+    }
+
+    /// Sends an empty message in the place of a proof, if an endpoint that is closed needs one.
+    fn introduce(&self, place: NonNull<Slot>) {
+        // SAFETY: slots live as long as the core.
+        let (core, slot) = (self.core(), unsafe { place.as_ref() });
+        let needless = slot.introduced.get() || slot.failed.get() || slot.reply.get();
+        if needless || !meets_late(&self.lanes(slot.ep.get())) {
+            return;
+        }
+        slot.introduced_late.set(true);
+        let mut param = settling(place);
+        param.op_attr_mask |= sys::UCP_OP_ATTR_FIELD_FLAGS;
+        param.flags = sys::UCP_AM_SEND_FLAG_EAGER | sys::UCP_AM_SEND_FLAG_REPLY;
+        let nothing = NonNull::<u8>::dangling().as_ptr();
+        // SAFETY: a live endpoint; there are no bytes to keep, and the slot outlives the request, because it is not reused before its end.
+        let request =
+            unsafe { core.ucx.ucp_am_send_nbx(slot.ep.get(), AM_ID, nothing.cast(), 0, nothing.cast(), 0, &param) };
+        slot.settling.set(slot.settling.get() + u32::from(sys::UCS_PTR_IS_PTR(request)));
+        // What is refused has failed, or will.
+        self.settle(place);
     }
 
     /// Has UCX say when connecting is over.
@@ -267,11 +306,7 @@ impl Worker {
         let core = self.core();
         // SAFETY: slots live as long as the core.
         let slot = unsafe { place.as_ref() };
-        // SAFETY: integers, pointers and unions of optional functions: zero is valid.
-        let mut param: sys::ucp_request_param_t = unsafe { mem::zeroed() };
-        param.op_attr_mask = sys::UCP_OP_ATTR_FIELD_CALLBACK | sys::UCP_OP_ATTR_FIELD_USER_DATA;
-        param.cb.send = Some(callback::settled);
-        param.user_data = place.as_ptr().cast();
+        let param = settling(place);
         // SAFETY: a live endpoint; the slot outlives the request, because it is not reused before its end.
         let request = unsafe { core.ucx.ucp_ep_flush_nbx(slot.ep.get(), &param) };
         slot.settling.set(slot.settling.get() + u32::from(sys::UCS_PTR_IS_PTR(request)));
@@ -280,8 +315,8 @@ impl Worker {
     /// Closes an endpoint: its id is stale from here on, and what is in flight on it ends with an event, now or with
     /// later progress. A stale id changes nothing.
     ///
-    /// While UCX is still connecting the endpoint, or has something left to send over tcp, the close waits for that in the
-    /// background. A peer that is stopped can delay it without limit; until then the endpoint counts among
+    /// While UCX is still connecting the endpoint, has something left to send over tcp, or does not know the peer's endpoint
+    /// over UD, the close waits for that in the background. A peer that is stopped can delay it without limit; until then the endpoint counts among
     /// [`super::Counters::endpoints`], and [`Worker::reset_sockets`] puts an end to it.
     pub(crate) fn close(&mut self, id: EndpointId) {
         let core = self.core();
@@ -292,6 +327,7 @@ impl Worker {
             table.retire(unsafe { place.as_ref() });
             place
         };
+        self.introduce(place);
         if self.is_quiet(place) {
             return self.close_now(place);
         }
@@ -308,12 +344,20 @@ impl Worker {
             return false;
         }
         // A failed endpoint has lost its lanes, and endpoints of the connection manager have another kind of tcp lane.
-        if slot.failed.get() || slot.reply.get() || slot.waits.get() >= MAX_WAITS || !self.has_sockets(slot.ep.get()) {
+        if slot.failed.get() || slot.reply.get() || slot.waits.get() >= MAX_WAITS {
+            return true;
+        }
+        if !slot.introduced_late.get() && !self.has_sockets(slot.ep.get()) {
             return true;
         }
         slot.waits.set(slot.waits.get() + 1);
         self.settle(place);
         slot.settling.get() == 0
+    }
+
+    /// Whether new connections may be made: not too many endpoints wait to be closed.
+    pub(crate) fn has_room(&self) -> bool {
+        self.core().closing.get() < MAX_CLOSING
     }
 
     /// Closes what waited for it and is settled; says how many, because a close is work that an armed worker must not sleep on.
@@ -379,6 +423,23 @@ impl Worker {
     }
 }
 
+/// Whether UCX connects these lanes before it knows the peer's endpoint, and answers the peer's request from a thread of its own. With a lane
+/// of RC it knows it earlier: that is how such a lane is connected.
+fn meets_late(lanes: &str) -> bool {
+    let over = |name: &str| lanes.split('+').any(|lane| lane.starts_with(name));
+    (over("ud_") || over("dc_")) && !over("rc_")
+}
+
+/// The parameters of a request that an endpoint settles with.
+fn settling(place: NonNull<Slot>) -> sys::ucp_request_param_t {
+    // SAFETY: integers, pointers and unions of optional functions: zero is valid.
+    let mut param: sys::ucp_request_param_t = unsafe { mem::zeroed() };
+    param.op_attr_mask = sys::UCP_OP_ATTR_FIELD_CALLBACK | sys::UCP_OP_ATTR_FIELD_USER_DATA;
+    param.cb.send = Some(callback::settled);
+    param.user_data = place.as_ptr().cast();
+    param
+}
+
 /// The transports in what `ucp_ep_print_info` prints: lines such as `#  lane[0]:  3:tcp/lo.0 md[1]  -> ...`. There is no
 /// other way before UCX 1.14, and this one works with all.
 fn transports(printed: &str) -> String {
@@ -417,5 +478,16 @@ mod tests {
             #                 lane[4]:  4:rc_verbs/rxe0:1.1 md[4]      -> md[4]/ib/sysdev[255] am_bw#2\n";
         assert_eq!(transports(printed), "cm+sysv+tcp/eth0.100+rc_verbs/rxe0:1");
         assert_eq!(transports("no lanes"), "");
+    }
+
+    #[test]
+    fn endpoints_over_datagrams_meet_late() {
+        for lanes in ["ud_verbs/rxe0:1", "ud_mlx5/mlx5_0:1", "sysv+ud_verbs/rxe0:1", "dc_mlx5/mlx5_0:1"] {
+            assert!(meets_late(lanes), "{lanes}");
+        }
+        // A device may be called anything.
+        for lanes in ["", "sysv", "tcp/ud_0", "posix+tcp/lo", "rc_verbs/rxe0:1+ud_verbs/rxe0:1"] {
+            assert!(!meets_late(lanes), "{lanes}");
+        }
     }
 }

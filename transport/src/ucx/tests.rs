@@ -7,6 +7,7 @@ mod death;
 mod latency;
 mod lost;
 mod scenarios;
+mod wireup;
 
 use std::{
     collections::HashMap,
@@ -46,6 +47,8 @@ fn child() {
         "busy_close" => closing::both_give_up(),
         "unread" => closing::a_peer_that_does_not_read(),
         "limited" => closing::time_limit(),
+        "unproven" => wireup::unproven(),
+        "crowded" => wireup::crowded(),
         "killed" => death::killed_peer(),
         "latency" => latency::ping(),
         "overhead" => latency::overhead(),
@@ -135,6 +138,8 @@ over! {
     both_sides_may_close_with_data_under_way: "busy_close" over "tcp", "posix", "sysv", "all";
     a_peer_that_does_not_read_is_given_up: "unread" over "tcp";
     sockets_get_a_time_limit: "limited" over "tcp";
+    endpoints_can_be_closed_before_their_proof: "unproven" over "tcp", "posix", "sysv", "all";
+    a_worker_is_not_used_with_too_many_endpoints_to_close: "crowded" over "tcp";
     a_killed_peer_fails_everything_once: "killed" over "tcp", "posix", "sysv", "all";
     connection_requests_are_accepted: "cm" over "tcp", "all";
     connection_requests_are_rejected: "cm_reject" over "tcp", "all";
