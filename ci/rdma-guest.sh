@@ -28,26 +28,26 @@ suite() { # NAME PROGRAM ARGUMENT...
 rally() { # UCX_TLS RITUAL
     local out
     out=$(UCX_TLS=$1 UCX_NET_DEVICES=rxe0:1 UCX_KEEPALIVE_INTERVAL=60s UCRPC_TEST_UCX_SCENARIO=rally UCRPC_RITUAL=$2 \
-        UCRPC_RALLY_SECONDS="${UCRPC_RALLY_SECONDS:-8}" timeout 100 \
+        UCRPC_RALLY_SECONDS="${UCRPC_RALLY_SECONDS:-8}" timeout $((${UCRPC_RALLY_SECONDS:-8} + 90)) \
         "$folder/transport" --exact ucx::tests::child --ignored --nocapture --test-threads=1 2>&1) || { echo "$out"; return 1; }
     echo "rdma: wake-ups over $1, ritual $2: $(echo "$out" | grep '^SLEEPS')"
     [ "$2" = bare ] || echo "$out" | grep -q 'LOST 0$'
 }
 
-# Under emulation a part that touches each mechanism: all of it takes ten minutes for each backend.
-part='echo large_bodies_by_rdma_read small_bodies_by_send rendezvous_from plan_into plan_later plan_refuse
-    close_with_data_in_flight abort_with_data_in_flight reader_stops_small credit_both_ways drop_fetch
-    drop_connecting wait_policies soak_event'
-# Left out of RPC: what measures timers (deadlines, hedging, budgets) and what repeats another case by another interface.
+# All of the contract.
+part=''
+# Left out of RPC under emulation: what measures timers (deadlines, hedging, budgets) and what repeats another case by another interface.
 rpc_part='unary sizes failures interceptors credentials received_in_place beside_the_message deadline_travels client_gone
     cancel server_gone limits graceful_shutdown hard_shutdown shutdown_under_load stream_both_ways stream_window
     reconnect retries random_faults'
-[ "${RDMA_VM_ACCEL:-}" != kvm ] && [ -z "${UCRPC_RDMA_ALL:-}" ] || part='' rpc_part=''
+[ "${RDMA_VM_ACCEL:-}" != kvm ] && [ -z "${UCRPC_RDMA_ALL:-}" ] || rpc_part=''
 
 # The short way: what shows that the path is there, used and checked.
 short_contract='echo large_bodies_by_rdma_read small_bodies_by_send plan_later abort_with_data_in_flight'
 short_rpc='unary sizes cancel stream_both_ways'
 if [ -n "${UCRPC_RDMA_SHORT:-}" ]; then part=$short_contract rpc_part=$short_rpc; fi
+
+[ -z "${UCRPC_RDMA_CASES:-}" ] || part=$UCRPC_RDMA_CASES rpc_part=$UCRPC_RDMA_CASES
 
 cases() { # PROGRAM BACKEND CASE...
     local case status=0 program=$1 backend=$2

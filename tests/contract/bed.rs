@@ -189,6 +189,11 @@ impl Bed {
     }
 }
 
+/// A configuration whose deadlines an emulated guest keeps, where the backend needs one.
+pub fn patient_over_verbs(bed: &Bed, config: ConnectionConfig) -> ConnectionConfig {
+    if bed.backend.is_verbs() { patient(&config) } else { config }
+}
+
 /// Deadlines that a machine keeps which does much else at the same time. What a case has chosen stays.
 fn patient(config: &ConnectionConfig) -> ConnectionConfig {
     let usual = ConnectionConfig::default();

@@ -10,7 +10,7 @@ use ucrpc::transport::{ConnectionConfig, Dispatcher, ErrorKind, ListenConfig, Li
 
 use super::Case;
 use crate::{
-    bed::{Bed, comes_to_rest},
+    bed::{Bed, comes_to_rest, patient_over_verbs},
     tools::{Holdings, Rng, block_for, block_on, check_numbered, numbered, random_bytes},
 };
 
@@ -33,6 +33,7 @@ fn thousand_at_once(bed: &Bed) {
     // In an emulated guest a thousand queue pairs at once do not get the processor within the 2 s that Soft-RoCE waits for an answer.
     let count = number("UCRPC_CONNECTIONS", if bed.backend.is_verbs() { 200 } else { 1000 });
     let config = ConnectionConfig { connect_timeout: Duration::from_secs(60), ..ConnectionConfig::default() };
+    let config = patient_over_verbs(bed, config);
     // One connection first: what UCX and the pools make once is no leak.
     let mut listener = bed.listen(ListenConfig { connection: config.clone(), ..ListenConfig::default() });
     drop(bed.pair_on(&mut listener, &config));
@@ -210,7 +211,7 @@ fn aborted_cycles(bed: &Bed) {
 
 /// Connections that were opened at the same time have nothing to do with each other: the end of some leaves the others.
 fn neighbours(bed: &Bed) {
-    let config = ConnectionConfig::default();
+    let config = patient_over_verbs(bed, ConnectionConfig::default());
     let mut listener = bed.listen_as(&config);
     for round in 0..4_u32 {
         let dialled: Vec<_> =
