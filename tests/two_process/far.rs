@@ -17,7 +17,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::process::{CLOCK, now_us};
 
 /// The agent's address, as the guest's environment has it.
-pub(crate) const AGENT: &str = "UCRPC_TEST_AGENT";
+const AGENT: &str = "UCRPC_TEST_AGENT";
 
 /// No part of this protocol is larger; a test's reports are short.
 const MAX_PART: usize = 1 << 16;
@@ -29,6 +29,11 @@ const STATUS: u8 = 3;
 /// Whether the two ends are in two guests; this process is in the client's.
 pub(crate) fn two_guests() -> bool {
     std::env::var_os(AGENT).is_some()
+}
+
+/// Whether a variable is for UCX or for us, and not only for finding the other guest.
+pub(crate) fn is_setting(name: &str) -> bool {
+    (name.starts_with("UCX_") || name.starts_with("UCRPC_")) && name != AGENT
 }
 
 /// The words that run what follows them on the other guest.
@@ -87,8 +92,8 @@ fn stand_for(words: &[String]) -> ExitCode {
     let theirs: u64 =
         String::from_utf8_lossy(&read_part(&mut stream).expect("the agent's clock")).parse().expect("a clock");
     let shift = now_us().wrapping_sub(theirs) as i64;
-    let mine = |name: &str| (name.starts_with("UCX_") || name.starts_with("UCRPC_")) && name != AGENT;
-    let mut env: String = std::env::vars().filter(|(k, _)| mine(k)).map(|(k, v)| format!("{k}={v}\0")).collect();
+    let mut env: String =
+        std::env::vars().filter(|(name, _)| is_setting(name)).map(|(k, v)| format!("{k}={v}\0")).collect();
     env.push_str(&format!("{CLOCK}={shift}\0"));
     let command: String = words.iter().map(|word| format!("{word}\0")).collect();
     for part in [env, command] {
@@ -147,6 +152,10 @@ fn obey(stream: TcpStream, env: &[String], words: &[String]) {
     let out = Arc::new(Mutex::new(stream.try_clone().expect("a descriptor")));
     let tell = |kind: u8, text: &[u8]| say(&out, kind, text);
     let mut command = Command::new(&words[0]);
+    // As it would have been started there: with their settings, not this guest's.
+    for (name, _) in std::env::vars().filter(|(name, _)| is_setting(name)) {
+        command.env_remove(name);
+    }
     command.args(&words[1..]).envs(env.iter().filter_map(|pair| pair.split_once('=')));
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = match command.spawn() {

@@ -86,11 +86,12 @@ fn perf_server(env: Env<'_>) -> (Program, String) {
 }
 
 /// Runs the tool here; what it prints. It must succeed.
-fn use_tool(env: Env<'_>, arguments: &[&str]) -> String {
-    let output =
-        Command::new(tool()).args(arguments).envs(env.iter().copied()).output().expect("ucrpc beside this program");
+fn use_tool(env: Env<'_>, arguments: &str) -> String {
+    let mut command = Command::new(tool());
+    command.args(arguments.split(' ')).envs(env.iter().copied());
+    let output = command.output().expect("ucrpc beside this program");
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "ucrpc {arguments:?}: {}\n{out}\n{err}", output.status);
+    assert!(output.status.success(), "ucrpc {arguments}: {}\n{out}\n{err}", output.status);
     out.into_owned()
 }
 
@@ -100,22 +101,8 @@ fn rpc(backend: &Verbs) -> Outcome {
     let (_server, place) = perf_server(&env);
     let address = format!("auto://{place}");
     for mode in ["echo", "attachment"] {
-        let arguments = [
-            "perf",
-            "client",
-            "--addr",
-            &address,
-            "--mode",
-            mode,
-            "--size",
-            "64,1M",
-            "--seconds",
-            "1",
-            "--timeout",
-            "60",
-            "--json",
-        ];
-        let out = use_tool(&env, &arguments);
+        let load = format!("--mode {mode} --size 64,1M --seconds 1 --timeout 60 --json");
+        let out = use_tool(&env, &format!("perf client --addr {address} {load}"));
         let points: Vec<&str> = out.lines().collect();
         assert_eq!(points.len(), 2, "{out}");
         for point in points {
@@ -129,7 +116,7 @@ fn rpc(backend: &Verbs) -> Outcome {
 fn doctor(backend: &Verbs) -> Outcome {
     let env = [backend.tls, on_own()];
     let (_server, place) = perf_server(&env);
-    let out = use_tool(&env, &["doctor", "--quick", "--all", "--peer", &place]);
+    let out = use_tool(&env, &format!("doctor --quick --all --peer {place}"));
     let said = out.lines().find(|line| line.contains("the connection to the peer runs over"));
     let said =
         said.filter(|line| line.contains(backend.lane)).unwrap_or_else(|| panic!("no {} in: {out}", backend.lane));

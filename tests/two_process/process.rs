@@ -107,8 +107,7 @@ impl Peer {
             }
             None => Command::new(me),
         };
-        let inherited = |key: &String| (key.starts_with("UCX_") || key.starts_with("UCRPC_")) && key != far::AGENT;
-        for (key, _) in std::env::vars().filter(|(key, _)| inherited(key)) {
+        for (key, _) in std::env::vars().filter(|(key, _)| far::is_setting(key)) {
             command.env_remove(key);
         }
         // For runs with another UCX than the installed one.

@@ -68,7 +68,9 @@ pub(crate) fn trials() -> Vec<Trial> {
         }
         add(format!("verbs/removed-device/{}", backend.name), Box::new(move || removed_in_use(backend)));
     }
-    add("verbs/rdmacm/ucx-rc".to_owned(), Box::new(|| rdmacm(&BACKENDS[0])));
+    for backend in BACKENDS {
+        add(format!("verbs/rdmacm/{}", backend.name), Box::new(move || rdmacm(backend)));
+    }
     trials
 }
 
