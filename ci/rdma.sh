@@ -1,6 +1,6 @@
 #!/bin/bash
 # ci/rdma.sh: builds the tests and runs them over RDMA in guests with Soft-RoCE; `cargo xtask test --rdma` runs it.
-# UCRPC_RDMA_ALL=1: the whole contract and all of RPC also under emulation. UCRPC_RDMA_SUITES="wake contract rpc faults red": only these.
+# UCRPC_RDMA_ALL=1: the whole contract and all of RPC also under emulation. UCRPC_RDMA_SUITES="wake close contract rpc faults red": only these.
 # UCRPC_RDMA_SHORT=1, as in CI: a few cases of the contract and of RPC over rc and ud, and the check of the checks.
 set -euo pipefail
 cd "$(dirname "$0")/.."
