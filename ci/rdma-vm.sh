@@ -24,6 +24,7 @@ usage: rdma-vm.sh [options] [--] COMMAND [ARG...]
   --may-crash N    node N may vanish without reporting an exit status
   --prepare        only fetch the kernel and build the initramfs
   --verbose        the guest's console on stderr
+with 2 nodes: eth0 (10.77.0.x, rxe0) joins them, and eth1 (10.78.0.x, RDMA_VM_CONTROL_IP), which rdma-vm-link leaves alone
 environment: RDMA_VM_CACHE (default ~/.cache/ucrpc/rdma-vm), RDMA_VM_KERNEL_DEB
 exit status: that of COMMAND (of the lowest failing node); 124 out of time;
              125 the guest failed; 126 bad usage or missing host tool
@@ -154,6 +155,7 @@ links() {
     if [ "$net" = eth ]; then
         echo "link set eth0 up
 neigh replace 10.77.0.$((2 - node)) lladdr $mac$((2 - node)) dev eth0 nud permanent"
+        [ ! -d /sys/class/net/eth1 ] || echo "link set eth1 up"
         return
     fi
     for i in 0 1; do echo "link set eth$i up"; done
@@ -168,6 +170,7 @@ first() {
     if [ "$net" = eth ]; then
         echo "link set eth0 mtu $mtu
 addr add 10.77.0.$((node + 1))/24 dev eth0"
+        [ ! -d /sys/class/net/eth1 ] || echo "addr add 10.78.0.$((node + 1))/24 dev eth1"
         return
     fi
     # Two devices with a real (shapeable, breakable) link between them in one
@@ -201,7 +204,7 @@ $bb mkdir -p $r/usr/local/bin
     echo "#!/bin/sh
 devs='$devs'"
     $bb cat <<'LINK'
-# rdma-vm-link cut | loss PERCENT | delay MS | ok | down [DEV] | up
+# rdma-vm-link cut | loss PERCENT | delay MS | ok | down [DEV] | up | unplug | plug
 netem() { for d in $devs; do tc qdisc replace dev $d root netem limit 100000 "$@" || exit; done; }
 case $1 in
 cut) netem loss 100% ;;
@@ -212,7 +215,16 @@ down) for d in ${2:-$devs}; do ip link set $d down || exit; done ;;
 up) # The CM's queue pair may have failed on the dead link: new RDMA devices.
     for d in $devs; do rdma link delete "rxe${d#eth}"; done
     ip -batch /run/net.links && rdma -b /run/net.rdma ;;
-*) echo "usage: rdma-vm-link cut|loss PERCENT|delay MS|ok|down [DEV]|up" >&2; exit 2 ;;
+unplug | plug) # The cable of eth0, which is the host's to pull.
+    [ "$devs" = eth0 ] || { echo "rdma-vm-link: $1 needs --net eth" >&2; exit 2; }
+    echo $1 >/run/rdma-vm/cable.new && mv /run/rdma-vm/cable.new /run/rdma-vm/cable || exit
+    want=$([ $1 = plug ] && echo 1 || echo 0) n=0
+    until [ "$(cat /sys/class/net/eth0/carrier)" = $want ]; do
+        n=$((n + 1))
+        [ $n -lt 100 ] || { echo "rdma-vm-link: the host does not $1" >&2; exit 1; }
+        sleep 0.1
+    done ;;
+*) echo "usage: rdma-vm-link cut|loss PERCENT|delay MS|ok|down [DEV]|up|unplug|plug" >&2; exit 2 ;;
 esac
 LINK
 } >$r/usr/local/bin/rdma-vm-link
@@ -323,6 +335,7 @@ start_node() { # NODE ACCEL
         echo "export RDMA_VM=1 RDMA_VM_NODE=$n RDMA_VM_NODES=$nodes RDMA_VM_NET=$net RDMA_VM_ACCEL=$2"
         if [ "$net" = eth ]; then
             echo "export RDMA_VM_IP=10.77.0.$((n + 1)) RDMA_VM_PEER_IP=10.77.0.$((2 - n))"
+            [ "$nodes" = 1 ] || echo "export RDMA_VM_CONTROL_IP=10.78.0.$((n + 1)) RDMA_VM_PEER_CONTROL_IP=10.78.0.$((2 - n))"
         else
             echo "export RDMA_VM_IP=10.77.0.1 RDMA_VM_PEER_IP=10.77.0.2"
         fi
@@ -332,7 +345,7 @@ start_node() { # NODE ACCEL
         echo
     } >"$d/command"
     [ -z "$share" ] || printf '%s\n' "$share" >"$d/share"
-    mkfifo "$d.out" "$d.err" 2>/dev/null || :
+    mkfifo "$d.out" "$d.err" "$d.cable.in" "$d.cable.out" 2>/dev/null || :
     if [ "$nodes" = 1 ]; then
         cat "$d.out" & cats+=($!)
         cat "$d.err" >&2 & cats+=($!)
@@ -342,12 +355,15 @@ start_node() { # NODE ACCEL
     fi
     if [ "$nodes" = 2 ]; then
         if [ "$n" = 0 ]; then a=on; else a=off; fi
-        link=(-netdev "stream,id=net0,server=$a,addr.type=unix,addr.path=link")
+        link=(-netdev "stream,id=net0,server=$a,addr.type=unix,addr.path=link"
+            -netdev "stream,id=net1,server=$a,addr.type=unix,addr.path=control")
     elif [ "$net" = eth ]; then
         link=(-netdev "hubport,id=net0,hubid=0")
     fi
     [ "$net" != eth ] ||
         link+=(-device "virtio-net-pci,netdev=net0,mac=52:54:00:77:00:0$((n + 1)),host_mtu=$mtu,romfile=")
+    # Second, so that it is eth1: for what must get through whatever happens to the link.
+    [ "$nodes" = 1 ] || link+=(-device "virtio-net-pci,netdev=net1,mac=52:54:00:78:00:0$((n + 1)),romfile=")
     local q=(qemu-system-x86_64 -nodefaults -no-user-config -display none -no-reboot
         -name "rdma-vm-$n" -m "$mem" -smp "$cpus"
         -kernel "$image" -initrd "$initrd"
@@ -356,11 +372,13 @@ start_node() { # NODE ACCEL
         -chardev "file,id=out,path=$d.out" -device virtserialport,chardev=out,name=out
         -chardev "file,id=err,path=$d.err" -device virtserialport,chardev=err,name=err
         -monitor "unix:node$n.mon,server=on,wait=off"
+        -chardev "pipe,id=cable,path=$d.cable" -mon chardev=cable
         -virtfs "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap"
         -virtfs "local,path=$d,mount_tag=run,security_model=none"
         -chardev "file,id=con,path=$d.console" -serial chardev:con)
     [ -z "$share" ] || q+=(-virtfs "local,path=$share,mount_tag=share,security_model=none")
     if [ "$2" = kvm ]; then q+=(-accel kvm -cpu host); else q+=(-accel tcg,thread=multi -cpu max); fi
+    cat "$d.cable.out" >/dev/null & pids+=($!)
     : >"$d.console"
     if [ -n "$verbose" ]; then tail -f "$d.console" >&2 & cats+=($!); pids+=($!); fi
     # From its own folder: the path of a socket may be 107 bytes at most.
@@ -376,11 +394,11 @@ node_pid=()
 t0=$SECONDS
 start_all() {
     local n
-    rm -f "$work/link"
+    rm -f "$work/link" "$work/control"
     for ((n = 0; n < nodes; n++)); do
         start_node "$n" "$use"
         if [ "$nodes" = 2 ] && [ "$n" = 0 ]; then
-            while [ ! -S "$work/link" ] && alive "${node_pid[0]}"; do sleep 0.05; done
+            while [ ! -S "$work/control" ] && alive "${node_pid[0]}"; do sleep 0.05; done
         fi
     done
 }
@@ -401,7 +419,17 @@ running() {
     for p in "${node_pid[@]}"; do if alive "$p"; then return 0; fi; done
     return 1
 }
+# What `rdma-vm-link unplug` and `plug` ask for.
+pull_cables() {
+    local n
+    for ((n = 0; n < nodes; n++)); do
+        [ -e "$work/node$n/cable" ] || continue
+        echo "set_link net0 $([ "$(cat "$work/node$n/cable")" = plug ] && echo on || echo off)" >"$work/node$n.cable.in"
+        rm -f "$work/node$n/cable"
+    done
+}
 while running; do
+    pull_cables
     # Our output is no longer read: end as a program in a pipeline would.
     if [ "$nodes" = 1 ] && ! { alive "${cats[0]}" && alive "${cats[1]}"; }; then
         sleep 1

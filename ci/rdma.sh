@@ -1,7 +1,8 @@
 #!/bin/bash
-# ci/rdma.sh: builds the tests and runs them over RDMA in guests with Soft-RoCE; `cargo xtask test --rdma` runs it.
-# UCRPC_RDMA_ALL=1: the whole contract and all of RPC also under emulation. UCRPC_RDMA_SUITES="wake close contract rpc faults red": only these.
-# UCRPC_RDMA_SHORT=1, as in CI: a few cases of the contract and of RPC over rc and ud, and the check of the checks.
+# ci/rdma.sh: builds the tests and runs them over RDMA in guests with Soft-RoCE, in one and between two; `cargo xtask test --rdma` runs it.
+# UCRPC_RDMA_ALL=1: the whole contract and all of RPC also under emulation. UCRPC_RDMA_SUITES="wake close contract rpc faults red nodes": only these.
+# UCRPC_RDMA_BACKENDS=ucx-ud: contract and rpc only over this.
+# UCRPC_RDMA_SHORT=1, as in `cargo xtask test` and CI: a few cases of each suite over rc and ud, and the check of the checks.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 share=$(mktemp -d)
@@ -13,14 +14,12 @@ for name in contract rpc two_process; do
     file=$(sed -n "s/.*Executable tests\/$name\/main.rs (\(.*\))/\1/p" "$share/log" | tail -n 1)
     cp "$file" "$share/bin/$name"
 done
+cargo build -p ucrpc-cli
+cp "$(cargo metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/debug/ucrpc" "$share/bin/"
 cargo test -p ucrpc-transport --lib --no-run 2>&1 | tee "$share/log"
 cp "$(sed -n 's/.*Executable unittests src\/lib.rs (\(.*\))/\1/p' "$share/log" | tail -n 1)" "$share/bin/transport"
 limit=900
 [ -z "${UCRPC_RDMA_ALL:-}" ] || limit=7200
-ci/rdma-vm.sh --mem 2048 --timeout $limit -- bash "$PWD/ci/rdma-guest.sh" "$share/bin"
-[ "${UCRPC_RDMA_SUITES:-all}" = all ] && [ -z "${UCRPC_RDMA_SHORT:-}" ] || exit 0
-for tls in rc ud_verbs; do
-    rm -f "$share/listening" "$share/echoed"
-    ci/rdma-vm.sh --nodes 2 --may-crash 0 --mem 1024 --timeout 600 --share "$share" -- \
-        bash "$PWD/ci/rdma-nodes.sh" "$share/bin" "$tls" | sed 's/^\[1\] rdma:/rdma:/'
-done
+[ "${UCRPC_RDMA_SUITES:-}" = nodes ] || ci/rdma-vm.sh --mem 2048 --timeout $limit -- bash "$PWD/ci/rdma-guest.sh" "$share/bin"
+case " ${UCRPC_RDMA_SUITES:-all} " in *" all "* | *" nodes "*) ;; *) exit 0 ;; esac
+ci/rdma-vm.sh --nodes 2 --may-crash 0 --env CI --mem 1024 --timeout 900 -- bash "$PWD/ci/rdma-nodes.sh" "$share/bin" | sed -u 's/^\[1\] //'

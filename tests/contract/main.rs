@@ -8,6 +8,8 @@
 
 mod bed;
 mod cases;
+#[path = "../util/counters.rs"]
+mod counters;
 #[path = "../util/retry.rs"]
 mod retry;
 mod tools;

@@ -7,8 +7,12 @@
 //! `cargo test --test two_process -- kill` runs the tests with `kill` in their names; the detection times are printed at the end.
 
 mod connect;
+#[path = "../util/counters.rs"]
+mod counters;
 mod cut;
 mod death;
+mod far;
+mod guests;
 mod hostile;
 mod hosts;
 mod negotiation;
@@ -29,6 +33,9 @@ use libtest_mimic::{Arguments, Trial};
 type Outcome = Result<(), libtest_mimic::Failed>;
 
 fn main() -> ExitCode {
+    if let Some(status) = far::role() {
+        return status;
+    }
     if std::env::var_os(process::ROLE).is_some() {
         return peer::main();
     }
@@ -43,6 +50,9 @@ fn main() -> ExitCode {
         // They cut the one link that there is.
         arguments.test_threads = Some(1);
         trials.extend(verbs::trials());
+        if far::two_guests() {
+            trials.extend(guests::trials());
+        }
     } else {
         trials.extend(negotiation::trials());
         trials.extend(death::trials());

@@ -18,7 +18,7 @@ use std::{
 };
 
 use ucrpc::transport::{
-    Address, Announcement, Connection, ConnectionConfig, Dispatcher, DispatcherConfig, Error, FallbackReason,
+    Address, Announcement, Connection, ConnectionConfig, Dispatcher, DispatcherConfig, Error, FallbackReason, Frame,
     ListenConfig, RecvPlan, Sender,
 };
 
@@ -187,6 +187,7 @@ impl Program {
             "connect" => self.connect(words),
             "close" => self.close(words),
             "abort" => self.with(words, Sender::abort),
+            "bodies" => self.bodies(words),
             "fds" => self.limit_descriptors(words),
             "stats" => self.stats(),
             "balance" => self.balance(words),
@@ -251,6 +252,25 @@ impl Program {
             std::thread::spawn(move || match block_on(sender.close()) {
                 Ok(()) => report("closed", &[("id", &id), ("ok", &true), ("at", &now_us())]),
                 Err(error) => report_failure("closed", id, start, &error),
+            });
+        });
+    }
+
+    /// Sends `count` bodies of `size` bytes, and says how many were taken by the other side.
+    fn bodies(&self, words: &Words<'_>) {
+        let (count, size): (u64, usize) = (words.get("count").expect("a number"), words.get("size").expect("a number"));
+        self.with(words, |sender| {
+            let (sender, id) = (sender.clone(), words.target.to_owned());
+            std::thread::spawn(move || {
+                let mut ok = 0_u64;
+                for n in 0..count {
+                    let frame = Frame::new(n.to_le_bytes().to_vec(), vec![n as u8; size]);
+                    match sender.send_tracked(frame).map(block_on) {
+                        Ok(Ok(())) => ok += 1,
+                        other => return report("sent", &[("id", &id), ("ok", &ok), ("text", &format!("{other:?}"))]),
+                    }
+                }
+                report("sent", &[("id", &id), ("ok", &ok)]);
             });
         });
     }

@@ -14,6 +14,8 @@ use std::{
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::far;
+
 /// The variable that makes the test binary a peer.
 pub(crate) const ROLE: &str = "UCRPC_TEST_PEER";
 
@@ -24,10 +26,16 @@ pub(crate) static SOON: LazyLock<Duration> =
 /// Environment of a peer.
 pub(crate) type Env<'a> = &'a [(&'a str, &'a str)];
 
-/// Microseconds of the clock that all processes of a machine share.
+/// The variable that says how far the test's clock is ahead of this machine's, in microseconds.
+pub(crate) const CLOCK: &str = "UCRPC_TEST_CLOCK";
+
+/// Microseconds of the clock that all processes of a test share.
 pub(crate) fn now_us() -> u64 {
+    static AHEAD: LazyLock<i64> =
+        LazyLock::new(|| std::env::var(CLOCK).map_or(0, |text| text.parse().expect("a number of microseconds")));
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    now.tv_sec as u64 * 1_000_000 + now.tv_nsec as u64 / 1000
+    let now = now.tv_sec as u64 * 1_000_000 + now.tv_nsec as u64 / 1000;
+    now.wrapping_add_signed(*AHEAD)
 }
 
 /// What a peer said: a name and fields.
@@ -82,6 +90,12 @@ impl Peer {
         Self::start_by(&by, name, env)
     }
 
+    /// Starts one on the other guest.
+    pub(crate) fn start_far(name: &'static str, env: Env<'_>) -> Self {
+        let by = far::by();
+        Self::start_by(&by.iter().map(String::as_str).collect::<Vec<_>>(), name, env)
+    }
+
     /// Starts one by another program, whose last argument is the peer's.
     pub(crate) fn start_by(by: &[&str], name: &'static str, env: Env<'_>) -> Self {
         let me = std::env::current_exe().expect("own path");
@@ -93,7 +107,8 @@ impl Peer {
             }
             None => Command::new(me),
         };
-        for (key, _) in std::env::vars().filter(|(key, _)| key.starts_with("UCX_") || key.starts_with("UCRPC_")) {
+        let inherited = |key: &String| (key.starts_with("UCX_") || key.starts_with("UCRPC_")) && key != far::AGENT;
+        for (key, _) in std::env::vars().filter(|(key, _)| inherited(key)) {
             command.env_remove(key);
         }
         // For runs with another UCX than the installed one.

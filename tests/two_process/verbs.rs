@@ -1,41 +1,52 @@
 //! Faults of the RDMA path, in a guest of `cargo xtask rdma-vm`: `UCRPC_TEST_RDMA=1` runs these instead of the rest.
 //!
-//! The server has `rxe0`, the client `rxe1`, and between them is a real link that `rdma-vm-link` shapes and cuts. The control
-//! connection goes over `lo` and stays whole, so what is noticed here is noticed on the RDMA path itself.
+//! In one guest the server has `rxe0`, the client `rxe1`, and between them is a real link that `rdma-vm-link` shapes and cuts. The
+//! control connection goes over `lo` and stays whole, so what is noticed here is noticed on the RDMA path itself. In two guests each
+//! has an `rxe0`, the tests and the clients are in the second, and the control connection is cut with the rest.
 
 use std::{process::Command, time::Duration};
 
 use libtest_mimic::Trial;
 
 use crate::{
-    Outcome,
-    process::{Line, Peer, now_us},
+    Outcome, far,
+    process::{Env, Line, Peer, now_us},
 };
 
 /// UCX notices a lost peer in 2 s over RC and 3.5 s over UD (our defaults for Soft-RoCE), idle one keepalive interval later; and a
 /// guest without KVM runs everything ten times slower.
-const NOTICED: Duration = Duration::from_secs(15);
+pub(crate) const NOTICED: Duration = Duration::from_secs(15);
 
 /// Connecting is not what is measured.
-const PATIENT: &str = "connect_timeout_ms=60000 prove_timeout_ms=59000";
+pub(crate) const PATIENT: &str = "connect_timeout_ms=60000 prove_timeout_ms=59000";
 /// Where it fails on purpose, the proof must be given up some time.
-const SOON_GIVEN_UP: &str = "connect_timeout_ms=60000 prove_timeout_ms=8000";
+pub(crate) const SOON_GIVEN_UP: &str = "connect_timeout_ms=60000 prove_timeout_ms=8000";
 
-const SERVER: &str = "10.77.0.1";
+pub(crate) const SERVER: &str = "10.77.0.1";
 
-struct Verbs {
-    name: &'static str,
-    tls: (&'static str, &'static str),
-    lane: &'static str,
+pub(crate) struct Verbs {
+    pub(crate) name: &'static str,
+    pub(crate) tls: (&'static str, &'static str),
+    pub(crate) lane: &'static str,
 }
 
-const BACKENDS: &[Verbs] = &[
+pub(crate) const BACKENDS: &[Verbs] = &[
     Verbs { name: "ucx-rc", tls: ("UCX_TLS", "rc"), lane: "rc_verbs/rxe" },
     Verbs { name: "ucx-ud", tls: ("UCX_TLS", "ud_verbs"), lane: "ud_verbs/rxe" },
 ];
 
+/// The server's device.
 const ON_RXE0: (&str, &str) = ("UCX_NET_DEVICES", "rxe0:1");
-const ON_RXE1: (&str, &str) = ("UCX_NET_DEVICES", "rxe1:1");
+
+/// The client's interface and device.
+pub(crate) fn own() -> (&'static str, &'static str) {
+    if far::two_guests() { ("eth0", "rxe0") } else { ("eth1", "rxe1") }
+}
+
+/// The client's device, for UCX.
+pub(crate) fn on_own() -> (&'static str, &'static str) {
+    ("UCX_NET_DEVICES", if far::two_guests() { "rxe0:1" } else { "rxe1:1" })
+}
 
 pub(crate) fn trials() -> Vec<Trial> {
     let mut trials = Vec::new();
@@ -46,13 +57,16 @@ pub(crate) fn trials() -> Vec<Trial> {
         }
         add(format!("verbs/loss-and-delay/{}", backend.name), Box::new(move || loss_and_delay(backend)));
         add(format!("verbs/killed/{}", backend.name), Box::new(move || killed(backend)));
-        add(format!("verbs/blocked/{}", backend.name), Box::new(move || blocked(backend)));
         add(format!("verbs/wrong-gid/{}", backend.name), Box::new(move || wrong_gid(backend)));
         add(format!("verbs/missing-device/{}", backend.name), Box::new(move || missing_device(backend)));
         add(format!("verbs/memlock/{}", backend.name), Box::new(move || memlock(backend)));
     }
     for backend in BACKENDS {
-        add(format!("verbs/link-down/{}", backend.name), Box::new(move || link_down(backend)));
+        // Between two guests a link ends otherwise: `guests/unplugged`.
+        if !far::two_guests() {
+            add(format!("verbs/blocked/{}", backend.name), Box::new(move || blocked(backend)));
+            add(format!("verbs/link-down/{}", backend.name), Box::new(move || link_down(backend)));
+        }
         add(format!("verbs/removed-device/{}", backend.name), Box::new(move || removed_in_use(backend)));
     }
     add("verbs/rdmacm/ucx-rc".to_owned(), Box::new(|| rdmacm(&BACKENDS[0])));
@@ -60,10 +74,18 @@ pub(crate) fn trials() -> Vec<Trial> {
 }
 
 /// A program of the guest, which must succeed.
-fn run(program: &str, arguments: &str) {
+pub(crate) fn run(program: &str, arguments: &str) {
     let output = Command::new(program).args(arguments.split(' ')).output().expect("these tests run in a guest");
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{program} {arguments}: {text}");
+}
+
+/// A program of the other guest, which must succeed.
+pub(crate) fn run_far(words: &[&str]) -> String {
+    let output = far::command(words).output().expect("own path");
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{words:?} in the other guest: {text}");
+    text
 }
 
 /// The link as it should be, whatever happens to the test.
@@ -72,6 +94,10 @@ struct Link;
 impl Link {
     fn set(to: &str) -> Self {
         run("rdma-vm-link", to);
+        if far::two_guests() {
+            let words: Vec<&str> = ["rdma-vm-link"].into_iter().chain(to.split(' ')).collect();
+            run_far(&words);
+        }
         Self
     }
 }
@@ -79,17 +105,31 @@ impl Link {
 impl Drop for Link {
     fn drop(&mut self) {
         let _ = Command::new("rdma-vm-link").arg("ok").status();
+        if far::two_guests() {
+            let _ = far::command(&["rdma-vm-link", "ok"]).status();
+        }
     }
 }
 
-fn server(backend: &Verbs, scheme: &str, mode: &str) -> (Peer, String) {
-    let mut server = Peer::start("server", &[backend.tls, ON_RXE0]);
+/// A peer at the server's end.
+pub(crate) fn start_server(env: Env<'_>) -> Peer {
+    if far::two_guests() { Peer::start_far("server", env) } else { Peer::start("server", env) }
+}
+
+pub(crate) fn server(backend: &Verbs, scheme: &str, mode: &str) -> (Peer, String) {
+    let mut server = start_server(&[backend.tls, ON_RXE0]);
     let address = server.listen(&format!("{scheme}://{SERVER}:0 mode={mode} {PATIENT}"));
     (server, address)
 }
 
 /// Connects, and checks that both sides say the device.
-fn connect(backend: &Verbs, client: &mut Peer, server: &mut Peer, address: &str, mode: &str) -> (String, String) {
+pub(crate) fn connect(
+    backend: &Verbs,
+    client: &mut Peer,
+    server: &mut Peer,
+    address: &str,
+    mode: &str,
+) -> (String, String) {
     let opened = client.connect(&format!("{address} mode={mode} {PATIENT}"));
     let accepted = server.expect("accepted");
     for line in [&opened, &accepted] {
@@ -99,7 +139,7 @@ fn connect(backend: &Verbs, client: &mut Peer, server: &mut Peer, address: &str,
     (opened.get("id").to_owned(), accepted.get("id").to_owned())
 }
 
-fn check_end(peer: &mut Peer, id: &str, what: &str, since: u64) {
+pub(crate) fn check_end(peer: &mut Peer, id: &str, what: &str, since: u64) {
     let ended = peer.expect_of("ended", id);
     let took = Duration::from_micros(ended.number("at").saturating_sub(since));
     let all = Duration::from_micros(ended.number("latest").saturating_sub(ended.number("at")));
@@ -112,7 +152,7 @@ fn check_end(peer: &mut Peer, id: &str, what: &str, since: u64) {
 }
 
 /// Ends a connection in order, and both programs with it.
-fn finish(mut client: Peer, mut server: Peer, id: &str) {
+pub(crate) fn finish(mut client: Peer, mut server: Peer, id: &str) {
     client.say(&format!("abort {id}"));
     client.expect_of("ended", id);
     server.expect("ended");
@@ -124,7 +164,7 @@ fn finish(mut client: Peer, mut server: Peer, id: &str) {
 
 fn cut(backend: &Verbs, mode: &str) -> Outcome {
     let (mut server, address) = server(backend, "ucx", mode);
-    let mut client = Peer::start("client", &[backend.tls, ON_RXE1]);
+    let mut client = Peer::start("client", &[backend.tls, on_own()]);
     let (id, other) = connect(backend, &mut client, &mut server, &address, mode);
     std::thread::sleep(Duration::from_millis(500));
     let since = now_us();
@@ -140,7 +180,7 @@ fn cut(backend: &Verbs, mode: &str) -> Outcome {
 /// What the link loses is sent again, and nothing above notices.
 fn loss_and_delay(backend: &Verbs) -> Outcome {
     let (mut server, address) = server(backend, "ucx", "echo");
-    let mut client = Peer::start("client", &[backend.tls, ON_RXE1]);
+    let mut client = Peer::start("client", &[backend.tls, on_own()]);
     let (id, _) = connect(backend, &mut client, &mut server, &address, "ping");
     for shape in ["loss 1", "delay 20"] {
         let link = Link::set(shape);
@@ -161,12 +201,12 @@ fn loss_and_delay(backend: &Verbs) -> Outcome {
 
 fn killed(backend: &Verbs) -> Outcome {
     let (mut server, address) = server(backend, "ucx", "load");
-    let mut client = Peer::start("client", &[backend.tls, ON_RXE1]);
+    let mut client = Peer::start("client", &[backend.tls, on_own()]);
     let (_, other) = connect(backend, &mut client, &mut server, &address, "load");
     std::thread::sleep(Duration::from_millis(500));
     let since = client.kill();
     check_end(&mut server, &other, &format!("{}, client killed", backend.name), since);
-    let mut client = Peer::start("client", &[backend.tls, ON_RXE1]);
+    let mut client = Peer::start("client", &[backend.tls, on_own()]);
     let (id, _) = connect(backend, &mut client, &mut server, &address, "load");
     finish(client, server, &id);
     Ok(())
@@ -188,7 +228,7 @@ fn falls_back(backend: &Verbs, mut client: Peer, what: &str) -> Line {
     client.check_balance_within(20_000);
     client.quit();
     // Others are served over RDMA as before.
-    let mut well = Peer::start("client", &[backend.tls, ON_RXE1]);
+    let mut well = Peer::start("client", &[backend.tls, on_own()]);
     let opened = well.connect(&format!("auto://{place} mode=ping {PATIENT}"));
     assert!(opened.get("transport").contains(backend.lane), "{opened:?}");
     well.expect_of("echoed", opened.get("id"));
@@ -198,7 +238,7 @@ fn falls_back(backend: &Verbs, mut client: Peer, what: &str) -> Line {
 }
 
 fn wrong_gid(backend: &Verbs) -> Outcome {
-    let client = Peer::start("client", &[backend.tls, ON_RXE1, ("UCX_IB_GID_INDEX", "9")]);
+    let client = Peer::start("client", &[backend.tls, on_own(), ("UCX_IB_GID_INDEX", "9")]);
     falls_back(backend, client, "wrong gid");
     Ok(())
 }
@@ -210,7 +250,7 @@ fn blocked(backend: &Verbs) -> Outcome {
     let keepalive = ("UCX_KEEPALIVE_INTERVAL", if backend.name == "ucx-rc" { "inf" } else { "1s" });
     let mut server = Peer::start("server", &[backend.tls, ON_RXE0, keepalive]);
     let address = server.listen(&format!("auto://{SERVER}:0 mode=echo {PATIENT}"));
-    let mut client = Peer::start("client", &[backend.tls, ON_RXE1, keepalive]);
+    let mut client = Peer::start("client", &[backend.tls, on_own(), keepalive]);
     // Where they arrive: what the sending side's kernel refuses is an error to rxe, and UCX aborts on that.
     run("nft", "add table inet blocked");
     let open = scopeguard(|| run("nft", "delete table inet blocked"));
@@ -240,7 +280,7 @@ fn missing_device(backend: &Verbs) -> Outcome {
 /// Verbs pin memory; a process that may not is as good as one without a device.
 fn memlock(backend: &Verbs) -> Outcome {
     let limited = ["sh", "-c", r#"ulimit -l 64; exec setpriv --bounding-set=-ipc_lock "$0""#];
-    let client = Peer::start_by(&limited, "client", &[backend.tls, ON_RXE1]);
+    let client = Peer::start_by(&limited, "client", &[backend.tls, on_own()]);
     falls_back(backend, client, "64 KiB of locked memory");
     Ok(())
 }
@@ -250,7 +290,7 @@ fn link_down(backend: &Verbs) -> Outcome {
     // Dropped after the peers: a device that is in use cannot be made anew.
     let up = scopeguard(|| run("rdma-vm-link", "up"));
     let (mut server, address) = server(backend, "auto", "load");
-    let mut client = Peer::start("client", &[backend.tls, ON_RXE1]);
+    let mut client = Peer::start("client", &[backend.tls, on_own()]);
     let (id, other) = connect(backend, &mut client, &mut server, &address, "load");
     std::thread::sleep(Duration::from_millis(500));
     let since = now_us();
@@ -286,7 +326,7 @@ fn link_down(backend: &Verbs) -> Outcome {
     server.quit();
     drop(up);
     let (mut server, address) = self::server(backend, "ucx", "load");
-    let mut client = Peer::start("client", &[backend.tls, ON_RXE1]);
+    let mut client = Peer::start("client", &[backend.tls, on_own()]);
     let (id, _) = connect(backend, &mut client, &mut server, &address, "load");
     finish(client, server, &id);
     Ok(())
@@ -294,17 +334,18 @@ fn link_down(backend: &Verbs) -> Outcome {
 
 /// The device goes away between two runs of a client, and comes back.
 fn removed_device(backend: &Verbs) -> Outcome {
-    run("rdma", "link delete rxe1");
-    let back = scopeguard(|| run("rdma", "link add rxe1 type rxe netdev eth1"));
+    let (interface, device) = own();
+    run("rdma", &format!("link delete {device}"));
+    let back = scopeguard(|| run("rdma", &format!("link add {device} type rxe netdev {interface}")));
     let (server, address) = server(backend, "auto", "echo");
-    let mut gone = Peer::start("client", &[backend.tls, ON_RXE1]);
+    let mut gone = Peer::start("client", &[backend.tls, on_own()]);
     let line = gone.connect(&format!("{address} mode=ping {SOON_GIVEN_UP}"));
     println!("{}, removed device: {} because {}", backend.name, line.get("transport"), line.get("text"));
     assert_eq!(line.get("transport"), "tcp", "{line:?}");
     gone.expect_of("echoed", line.get("id"));
     gone.quit();
     drop(back);
-    let mut client = Peer::start("client", &[backend.tls, ON_RXE1]);
+    let mut client = Peer::start("client", &[backend.tls, on_own()]);
     let opened = client.connect(&format!("{address} mode=ping {PATIENT}"));
     assert!(opened.get("transport").contains(backend.lane), "{opened:?}");
     client.quit();
@@ -315,11 +356,12 @@ fn removed_device(backend: &Verbs) -> Outcome {
 /// The device is taken away while a process uses it: rxe lets it go only when that process ends, and serves it until then.
 fn removed_in_use(backend: &Verbs) -> Outcome {
     let (mut server, address) = server(backend, "auto", "echo");
-    let mut client = Peer::start("client", &[backend.tls, ON_RXE1]);
+    let mut client = Peer::start("client", &[backend.tls, on_own()]);
     let (id, other) = connect(backend, &mut client, &mut server, &address, "ping");
     client.expect_of("echoed", &id);
+    let (interface, device) = own();
     let mut removal =
-        Command::new("rdma").args(["link", "delete", "rxe1"]).spawn().expect("these tests run in a guest");
+        Command::new("rdma").args(["link", "delete", device]).spawn().expect("these tests run in a guest");
     std::thread::sleep(Duration::from_secs(2));
     let asked = now_us();
     while client.expect_of("echoed", &id).number("at") < asked {}
@@ -337,12 +379,12 @@ fn removed_in_use(backend: &Verbs) -> Outcome {
     server.check_balance_within(20_000);
     server.quit();
     // And without a device, and with it again.
-    run("rdma", "link add rxe1 type rxe netdev eth1");
+    run("rdma", &format!("link add {device} type rxe netdev {interface}"));
     removed_device(backend)
 }
 
 /// Runs something when it goes out of scope.
-fn scopeguard(work: impl FnMut()) -> impl Drop {
+pub(crate) fn scopeguard(work: impl FnMut()) -> impl Drop {
     struct Guard<F: FnMut()>(F);
     impl<F: FnMut()> Drop for Guard<F> {
         fn drop(&mut self) {
@@ -355,10 +397,10 @@ fn scopeguard(work: impl FnMut()) -> impl Drop {
 /// UCX's own connection manager over the RDMA one.
 fn rdmacm(backend: &Verbs) -> Outcome {
     const CM: (&str, &str) = ("UCX_SOCKADDR_TLS_PRIORITY", "rdmacm");
-    let mut server = Peer::start("server", &[backend.tls, ON_RXE0, CM]);
+    let mut server = start_server(&[backend.tls, ON_RXE0, CM]);
     let address = server.listen(&format!("ucx+cm://{SERVER}:0 mode=echo {PATIENT}"));
     let source = ("UCX_RDMA_CM_SOURCE_ADDRESS", "10.77.0.2");
-    let mut client = Peer::start("client", &[backend.tls, ON_RXE1, CM, source]);
+    let mut client = Peer::start("client", &[backend.tls, on_own(), CM, source]);
     let (id, _) = connect(backend, &mut client, &mut server, &address, "ping");
     client.expect_of("echoed", &id);
     finish(client, server, &id);

@@ -21,7 +21,7 @@ pub(crate) struct Args {
     /// The long checks too
     #[arg(long, conflicts_with = "quick")]
     all: bool,
-    /// Only the checks over RDMA: the step `rdma`
+    /// Only the checks over RDMA, all of them: the step `rdma`
     #[arg(long, conflicts_with_all = ["quick", "all", "steps"])]
     rdma: bool,
     /// Where no guest can be run, go on without the checks over RDMA; the summary says so
@@ -104,7 +104,9 @@ fn one(step: &'static Step, args: &Args) -> Done {
     let missing: Vec<Need> = step.needs.iter().filter(|n| !n.is_met()).copied().collect();
     let (started, mut results) = (Instant::now(), Vec::new());
     let outcome = if missing.is_empty() {
-        let failure = step.lines.iter().find_map(|line| match line.run() {
+        let thorough = args.all || args.rdma || !args.steps.is_empty();
+        let lines = if thorough && !step.thorough.is_empty() { step.thorough } else { step.lines };
+        let failure = lines.iter().find_map(|line| match line.run() {
             Ok(mut lines) => {
                 results.append(&mut lines);
                 None

@@ -168,7 +168,8 @@ fn largest(bed: &Bed) {
         let frame = Frame::new(Bytes::new(), body.clone());
         let (from, to) = if to_server { (client.sender(), &mut server) } else { (server.sender(), &mut client) };
         from.send(frame).unwrap();
-        let got = to.recv_blocking().unwrap();
+        let got = to.recv_blocking();
+        let got = got.unwrap_or_else(|error| panic!("{error}; the sender's end: {}", block_on(from.closed())));
         let got = got.body.into_bytes().unwrap();
         assert_eq!((got.len(), crc32c::crc32c(&got)), (256 << 20, sum));
     }

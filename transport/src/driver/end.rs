@@ -77,7 +77,8 @@ impl Conn {
                 // Before anything is counted for the goodbye; the wish is seen before the phase that comes with it.
                 self.core.shared.advance(Phase::Closing);
                 self.core.queue.close();
-                self.core.session.life.close(io.now, self.core.config.linger);
+                // Not the turn's time: a long turn began before the application asked, and would cut its patience short.
+                self.core.session.life.close(Instant::now(), self.core.config.linger);
             }
             _ => {}
         }
