@@ -1,6 +1,6 @@
 #!/bin/bash
 # ci/rdma.sh: builds the tests and runs them over RDMA in guests with Soft-RoCE, in one and between two; `cargo xtask test --rdma` runs it.
-# UCRPC_RDMA_ALL=1: all of RPC also under emulation. UCRPC_RDMA_SUITES="wake contract rpc faults red nodes": only these.
+# UCRPC_RDMA_ALL=1: all of RPC also under emulation. UCRPC_RDMA_SUITES="wake close contract rpc faults red nodes": only these.
 # UCRPC_RDMA_BACKENDS=ucx-ud: contract and rpc only over this. UCRPC_RDMA_CASES="cycles echo": of these suites only these cases.
 # UCRPC_RDMA_LIMIT=SECONDS: for all that runs in one guest.
 # UCRPC_RDMA_SHORT=1, as in `cargo xtask test` and CI: a few cases of each suite over rc and ud, and the check of the checks.

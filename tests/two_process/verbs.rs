@@ -64,6 +64,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     for backend in BACKENDS {
         // Between two guests a link ends otherwise: `guests/unplugged`.
         if !far::two_guests() {
+            add(format!("verbs/blocked/{}", backend.name), Box::new(move || blocked(backend)));
             add(format!("verbs/link-down/{}", backend.name), Box::new(move || link_down(backend)));
         }
         add(format!("verbs/removed-device/{}", backend.name), Box::new(move || removed_in_use(backend)));
@@ -241,6 +242,34 @@ fn falls_back(backend: &Verbs, mut client: Peer, what: &str) -> Line {
 fn wrong_gid(backend: &Verbs) -> Outcome {
     let client = Peer::start("client", &[backend.tls, on_own(), ("UCX_IB_GID_INDEX", "9")]);
     falls_back(backend, client, "wrong gid");
+    Ok(())
+}
+
+/// Nothing but RoCE is blocked on the way. Both sides fall back, and live on when UCX gives its endpoints up.
+///
+/// With keepalive RC has a lane of UD on which UCX connects it, and UCX 1.13.1 aborts when such a lane fails (`docs/rdma.md`).
+fn blocked(backend: &Verbs) -> Outcome {
+    let keepalive = ("UCX_KEEPALIVE_INTERVAL", if backend.name == "ucx-rc" { "inf" } else { "1s" });
+    let mut server = Peer::start("server", &[backend.tls, ON_RXE0, keepalive]);
+    let address = server.listen(&format!("auto://{SERVER}:0 mode=echo {PATIENT}"));
+    let mut client = Peer::start("client", &[backend.tls, on_own(), keepalive]);
+    // Where they arrive: what the sending side's kernel refuses is an error to rxe, and UCX aborts on that.
+    run("nft", "add table inet blocked");
+    let open = scopeguard(|| run("nft", "delete table inet blocked"));
+    run("nft", "add chain inet blocked c { type filter hook prerouting priority raw ; }");
+    run("nft", "add rule inet blocked c udp dport 4791 drop");
+    let opened = client.ask(&format!("connect {address} mode=ping {SOON_GIVEN_UP}"), "connected");
+    assert_eq!(opened.get("ok"), "true", "{opened:?}\n{}\n{}", client.log(), server.log());
+    println!("{}, blocked: {} because {}", backend.name, opened.get("transport"), opened.get("text"));
+    assert_eq!(opened.get("transport"), "tcp", "{opened:?}");
+    let (since, id) = (now_us(), opened.get("id").to_owned());
+    while now_us() - since < 8_000_000 {
+        client.expect_of("echoed", &id);
+    }
+    drop(open);
+    let accepted = server.expect("accepted");
+    assert_eq!(accepted.get("transport"), "tcp", "{accepted:?}");
+    finish(client, server, &id);
     Ok(())
 }
 
