@@ -122,6 +122,17 @@ const fn default(name: &'static str, value: &'static str, read: Read, why: &'sta
     Default { name, value, aliases: &[], read, why }
 }
 
+fn keepalive(devices: Devices) -> Default {
+    let (value, why) = if devices.rdma {
+        let why = "for keepalive UCX adds a UD lane to RC, and 1.13.1 aborts the process when that lane gets no answer; \
+            ucrpc looks after its peers itself";
+        ("inf", why)
+    } else {
+        ("1s", "a dead peer on shared memory is noticed only by keepalive, every 20 s")
+    };
+    default("UCX_KEEPALIVE_INTERVAL", value, Read::Context, why)
+}
+
 /// Our defaults for a machine with these devices.
 pub(crate) fn defaults(devices: Devices) -> Vec<Default> {
     use Read::{Context, Load, LoadOrCall};
@@ -140,12 +151,7 @@ pub(crate) fn defaults(devices: Devices) -> Vec<Default> {
             LoadOrCall,
             "settings of transports that are not built in are no mistake",
         ),
-        default(
-            "UCX_KEEPALIVE_INTERVAL",
-            "1s",
-            Context,
-            "a dead peer on shared memory is noticed only by keepalive, every 20 s",
-        ),
+        keepalive(devices),
         Default {
             aliases: &["UCX_POSIX_ERROR_HANDLING", "UCX_SYSV_ERROR_HANDLING", "UCX_XPMEM_ERROR_HANDLING"],
             ..default(
@@ -324,6 +330,9 @@ mod tests {
         assert!(!names(Devices { gpu: true, ..NOTHING }).contains(&"UCX_MEM_EVENTS"));
         let hardware = names(Devices { rdma: true, ..NOTHING });
         assert!(!hardware.iter().any(|name| *name == "UCX_MEM_EVENTS" || name.contains("VERBS")), "{hardware:?}");
+        for (rdma, keepalive) in [(false, "1s"), (true, "inf")] {
+            assert_eq!(run(Devices { rdma, ..NOTHING }, &[], false).1["UCX_KEEPALIVE_INTERVAL"], keepalive);
+        }
         let soft = names(Devices { rdma: true, only_rxe: true, gpu: false });
         assert!(soft.contains(&"UCX_RC_VERBS_RETRY_COUNT") && soft.contains(&"UCX_UD_VERBS_ETH_DGID_CHECK"));
     }

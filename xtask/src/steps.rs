@@ -133,6 +133,7 @@ pub(crate) const STEPS: &[Step] = &[
         name: "rdma",
         about: "the suites over rc_verbs and ud_verbs, in guests with Soft-RoCE; --rdma and --all run more of them",
         needs: crate::rdma_vm::NEEDS,
+        wants: &[Nftables],
         // Emulated guests are slow.
         lines: &[Line { env: &[("UCRPC_RDMA_SHORT", "1")], words: &["bash", "ci/rdma.sh"] }],
         thorough: &[line(&["bash", "ci/rdma.sh"])],

@@ -251,3 +251,18 @@ fn a_peer_over_tcp_lanes_beside_rdma() {
     command.args(["--peer", "node7:8000"]);
     run(command).expect("peer", "warning");
 }
+
+#[test]
+fn keepalive_over_rdma_or_without() {
+    let machine = Machine::new();
+    let with = |machine: &Machine, value: &str| {
+        let mut command = machine.command();
+        command.env("UCX_KEEPALIVE_INTERVAL", value);
+        run(command)
+    };
+    with(&machine, "1s").expect("keepalive", "warning");
+    assert!(with(&machine, "inf").find("keepalive", "warning").is_none());
+    machine.remove_all(DEVICE);
+    assert!(with(&machine, "1s").find("keepalive", "warning").is_none());
+    with(&machine, "inf").expect("keepalive", "warning");
+}

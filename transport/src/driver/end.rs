@@ -77,8 +77,7 @@ impl Conn {
                 // Before anything is counted for the goodbye; the wish is seen before the phase that comes with it.
                 self.core.shared.advance(Phase::Closing);
                 self.core.queue.close();
-                // Not the turn's time: a long turn began before the application asked, and would cut its patience short.
-                self.core.session.life.close(Instant::now(), self.core.config.linger);
+                self.core.session.life.close(Instant::now(), self.core.config.linger); // The turn's begin may be long ago.
             }
             _ => {}
         }

@@ -145,6 +145,13 @@ fn keepalive(seen: &Seen<'_>) -> Option<Finding> {
     let name = "UCX_KEEPALIVE_INTERVAL";
     let value = seen.machine.env(name)?;
     let is_off = value == "inf" || seconds(value) == Some(0.0);
+    if !seen.machine.list("/sys/class/infiniband").is_empty() {
+        return (!is_off).then(|| {
+            Finding::warning("keepalive", format!("{name}={value}"))
+                .costs("a peer that RDMA packets do not reach can end the process: UCX 1.13.1 with assertions aborts when the keepalive lane of RC gets no answer")
+                .mend(format!("unset {name}; our default with RDMA devices is inf"))
+        });
+    }
     if !is_off && seconds(value).is_none_or(|s| s <= 3.0) {
         return None;
     }
