@@ -148,7 +148,11 @@ impl Io {
     /// The UCX worker, if new connections can be made with it now.
     pub(crate) fn worker_for_new(&mut self) -> Result<&mut ucx::Worker, FallbackReason> {
         if !self.worker()?.has_room() {
-            return Err(FallbackReason::Failed("too many ucx endpoints wait to be closed".into()));
+            return Err(FallbackReason::Failed(
+                "too many endpoints of given-up connections wait for their peers: ucx is used again when some have been closed; \
+                 look for clients that stop in the middle of connecting"
+                    .into(),
+            ));
         }
         ucx::Context::get().map_err(Clone::clone)?.check_ports(self.now)?;
         self.worker()

@@ -38,7 +38,8 @@ use crate::error::{Error, ErrorKind};
 /// sends by itself can come after it.
 const MAX_WAITS: u8 = 16;
 
-/// With this many endpoints waiting to be closed a worker is not used for new connections. What an endpoint waits for is the peer's.
+/// With this many endpoints waiting to be closed a worker is not used for new connections. What an endpoint waits for is the peer's. Four
+/// times as many as a listener's handshakes may be under way at once, by default.
 const MAX_CLOSING: usize = if cfg!(test) { 32 } else { 4096 };
 
 /// An endpoint of one worker. It goes stale when the endpoint is closed.
