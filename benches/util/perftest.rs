@@ -12,23 +12,19 @@ use super::{
     process::{self, Figures, Guard},
 };
 
-/// The settings that change what UCX does on the path, as the transport's loader makes them.
-fn settings() -> [(&'static str, &'static str); 4] {
-    let rdma = std::fs::read_dir("/sys/class/infiniband").is_ok_and(|mut devices| devices.next().is_some());
-    [
-        ("UCX_TCP_TX_SEG_SIZE", "64k"),
-        ("UCX_TCP_RX_SEG_SIZE", "256k"),
-        ("UCX_MM_ERROR_HANDLING", "y"),
-        ("UCX_KEEPALIVE_INTERVAL", if rdma { "inf" } else { "1s" }),
-    ]
-}
+/// The settings that change what UCX does on the path: as the transport's loader makes them, unless the environment says otherwise.
+const SETTINGS: [&str; 4] =
+    ["UCX_TCP_TX_SEG_SIZE", "UCX_TCP_RX_SEG_SIZE", "UCX_MM_ERROR_HANDLING", "UCX_KEEPALIVE_INTERVAL"];
 
 /// What is compared with.
 pub(crate) fn describe() -> String {
     if !is_here() {
         return "MISSING: no ratios to UCX (Debian: ucx-utils)".to_owned();
     }
-    let settings: Vec<String> = settings().iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let setting = |name| {
+        Some(format!("{name}={}", std::env::var(name).ok().or(ucrpc::transport::ucx_default(name).map(str::to_owned))?))
+    };
+    let settings: Vec<String> = SETTINGS.into_iter().filter_map(setting).collect();
     format!("-e (peer failure handling, as the transport), {}", settings.join(" "))
 }
 
@@ -57,8 +53,8 @@ fn run(test: &str, tls: &str, size: usize, iterations: u64) -> Result<Figures, S
     let command = |cpu: usize| {
         let mut command = process::command("ucx_perftest");
         command.env("UCX_TLS", tls).args(["-e", "-f", "-t", test, "-p", &port.to_string(), "-c", &cpu.to_string()]);
-        for (name, value) in settings() {
-            command.env(name, std::env::var(name).unwrap_or_else(|_| value.to_owned()));
+        for name in SETTINGS.into_iter().filter(|name| std::env::var_os(name).is_none()) {
+            command.envs(ucrpc::transport::ucx_default(name).map(|value| (name, value)));
         }
         command.stderr(Stdio::null());
         command

@@ -190,3 +190,4 @@ pub use memory::{AlignedBuf, Pool, PoolBuf, PoolConfig, PoolStats, Purpose, Quot
 pub use plan::{Announcement, Fetch, PendingBody, Planner, RecvPlan};
 pub use stats::{ConnectionStats, DispatcherStats};
 pub use ucx::inspect::{UcxLibrary, UcxReport, UcxResource, UcxSetting, ucx_report};
+pub use ucx_sys::our_default as ucx_default;

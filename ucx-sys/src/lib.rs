@@ -86,4 +86,4 @@ pub use build_info::BuildInfo;
 pub use error::{Attempt, LoadError};
 pub use inline::*;
 pub use loader::{Ucx, load};
-pub use settings::{Effect, Setting, Source};
+pub use settings::{Effect, Setting, Source, our_default};

@@ -133,6 +133,12 @@ fn keepalive(devices: Devices) -> Default {
     default("UCX_KEEPALIVE_INTERVAL", value, Read::Context, why)
 }
 
+/// What we set this variable of UCX's to on this machine where the environment is silent; `None`: it is left to UCX. For programs
+/// that run UCX beside us and are to be compared. Reads a few folders of `/sys` and `/dev`, and loads nothing.
+pub fn our_default(name: &str) -> Option<&'static str> {
+    defaults(Devices::here()).into_iter().find(|default| default.name == name).map(|default| default.value)
+}
+
 /// Our defaults for a machine with these devices.
 pub(crate) fn defaults(devices: Devices) -> Vec<Default> {
     use Read::{Context, Load, LoadOrCall};
@@ -335,6 +341,12 @@ mod tests {
         }
         let soft = names(Devices { rdma: true, only_rxe: true, gpu: false });
         assert!(soft.contains(&"UCX_RC_VERBS_RETRY_COUNT") && soft.contains(&"UCX_UD_VERBS_ETH_DGID_CHECK"));
+    }
+
+    #[test]
+    fn a_default_can_be_asked_for() {
+        assert_eq!(our_default("UCX_TCP_TX_SEG_SIZE"), Some("64k"));
+        assert_eq!(our_default("UCX_TLS"), None);
     }
 
     #[test]

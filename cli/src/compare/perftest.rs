@@ -9,16 +9,9 @@ use std::{
 
 use super::{Setup, control::Answer, ways::Way};
 
-/// The settings that change what UCX does on the path, as the transport's loader makes them.
-fn settings() -> [(&'static str, &'static str); 4] {
-    let rdma = std::fs::read_dir("/sys/class/infiniband").is_ok_and(|mut devices| devices.next().is_some());
-    [
-        ("UCX_TCP_TX_SEG_SIZE", "64k"),
-        ("UCX_TCP_RX_SEG_SIZE", "256k"),
-        ("UCX_MM_ERROR_HANDLING", "y"),
-        ("UCX_KEEPALIVE_INTERVAL", if rdma { "inf" } else { "1s" }),
-    ]
-}
+/// The settings that change what UCX does on the path: as the transport's loader makes them, unless the environment says otherwise.
+const SETTINGS: [&str; 4] =
+    ["UCX_TCP_TX_SEG_SIZE", "UCX_TCP_RX_SEG_SIZE", "UCX_MM_ERROR_HANDLING", "UCX_KEEPALIVE_INTERVAL"];
 /// How long one run may take.
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -81,8 +74,8 @@ fn run(way: &Way, one_way: bool, size: usize, setup: &Setup, iterations: u64) ->
     let command = |cpu: usize| {
         let mut command = Command::new("ucx_perftest");
         command.args(["-e", "-f", "-t", test, "-p", &port.to_string(), "-c", &cpu.to_string()]);
-        for (name, value) in settings() {
-            command.env(name, std::env::var(name).unwrap_or_else(|_| value.to_owned()));
+        for name in SETTINGS.into_iter().filter(|name| std::env::var_os(name).is_none()) {
+            command.envs(ucrpc::transport::ucx_default(name).map(|value| (name, value)));
         }
         command.envs(way.env.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stderr(Stdio::null());
