@@ -13,6 +13,7 @@ mod cut;
 mod death;
 mod far;
 mod guests;
+mod halfway;
 mod hostile;
 mod hosts;
 mod negotiation;
@@ -56,6 +57,7 @@ fn main() -> ExitCode {
     } else {
         trials.extend(negotiation::trials());
         trials.extend(death::trials());
+        trials.extend(halfway::trials());
         trials.extend(cut::trials());
         trials.extend(hostile::trials());
         trials.extend(connect::trials());

@@ -2,6 +2,7 @@
 
 mod late;
 mod occupy;
+mod perish;
 
 use std::{
     collections::HashMap,
@@ -187,6 +188,7 @@ impl Program {
             "connect" => self.connect(words),
             "close" => self.close(words),
             "abort" => self.with(words, Sender::abort),
+            "perish" => self.with(words, perish::perish),
             "bodies" => self.bodies(words),
             "fds" => self.limit_descriptors(words),
             "stats" => self.stats(),
@@ -302,6 +304,7 @@ impl Program {
                 ("opened_ucx", &stats.opened_ucx),
                 ("opened_tcp", &stats.opened_tcp),
                 ("accept_pauses", &stats.accept_pauses),
+                ("ucx_blocked_workers", &stats.ucx_blocked_workers),
                 ("turns", &stats.turns),
                 ("receive_in_use", &pool.receive_in_use),
                 ("rss_kb", &status_kb("VmRSS:")),

@@ -11,6 +11,7 @@ mod conn;
 mod crowd;
 mod dial;
 mod end;
+mod engine;
 mod events;
 mod inbox;
 mod io;

@@ -78,6 +78,9 @@ counters! {
         /// UCX workers of this process, of any dispatcher, that were abandoned with their memory because something of
         /// theirs was still in use when their dispatcher ended.
         ucx_parked_workers,
+        /// Times that the shared-memory receive queue of a UCX worker was found blocked, by a peer that was killed while it wrote
+        /// into it, and new connections went to a new worker.
+        ucx_blocked_workers,
         /// Turns of the loop.
         turns,
         /// Turns that found work.

@@ -34,7 +34,7 @@ pub(crate) use endpoint::EndpointId;
 pub(crate) use event::Event;
 pub(crate) use op::{Mode, Payload, Sent};
 pub(crate) use returns::Rendezvous;
-pub(crate) use worker::{Armed, OnlyClosing, Worker, parked_workers};
+pub(crate) use worker::{Armed, OnlyClosing, Worker, WorkerId, parked_workers};
 
 /// Largest AM header that is sent or accepted, bytes. UCX's own limit depends on the lanes (8.1 KiB here), is not checked
 /// by it, and is fatal when a rendezvous announcement exceeds it.

@@ -205,7 +205,7 @@ pub(super) fn find_mem(name: &str) -> Result<Arc<ListenerShared>> {
 /// A listener in its dispatcher's table.
 pub(crate) struct Listening {
     shared: Arc<ListenerShared>,
-    socket: ListenSocket,
+    pub(super) socket: ListenSocket,
     source: Option<Key>,
     timer: Option<TimerId>,
 }
@@ -219,10 +219,10 @@ impl Listening {
         &self.shared
     }
 
-    /// The number of its UCX listener, if it has one.
-    pub(super) fn cm_index(&self) -> Option<usize> {
+    /// Its UCX listener, if it has one.
+    pub(super) fn cm(&self) -> Option<&ucx::CmListener> {
         match &self.socket {
-            ListenSocket::Cm(listener) => Some(listener.index()),
+            ListenSocket::Cm(listener) => Some(listener),
             ListenSocket::Stream(_) | ListenSocket::Mem => None,
         }
     }
@@ -263,8 +263,8 @@ impl Core {
         match listening.socket {
             ListenSocket::Stream(listener) => self.io.poller.remove(&listener),
             ListenSocket::Cm(listener) => {
-                if let Some(worker) = self.io.live_worker() {
-                    worker.close_listener(listener);
+                if let Some(engine) = self.io.engine(listener.worker()) {
+                    engine.worker.close_listener(listener);
                 }
             }
             ListenSocket::Mem => {}

@@ -14,11 +14,13 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
+use slab::Slab;
 
 use super::{
     ConnCore, Io, Pumped,
     cm_frames::{deliver, join},
     cm_open::said_nothing,
+    engine::Broken,
     receive,
     send::Budget,
     ucx_link::{MAX_INFLIGHT, SMALL, UcxOp, fail_operations, gather_small, gone},
@@ -69,7 +71,7 @@ struct Announced {
 
 /// The connection manager backend's side of a connection.
 pub(crate) struct CmLink {
-    ep: EndpointId,
+    pub(super) ep: EndpointId,
     /// The number of the next message sent.
     next: u64,
     frames: u32,
@@ -177,16 +179,16 @@ impl CmLink {
         if mode == Mode::Rendezvous {
             core.shared.counters.rendezvous_sent.add(1);
         }
-        let token = io.ops.insert(UcxOp::Send { connection: core.key, done }) as u64;
-        let Some(worker) = io.live_worker() else { return Err(gone()) };
-        let sent = worker.send_owned(self.ep, &header.encode(), payload, mode, token);
+        let Some(engine) = io.engine_of(self.ep) else { return Err(gone()) };
+        let token = engine.ops.insert(UcxOp::Send { connection: core.key, done }) as u64;
+        let sent = engine.worker.send_owned(self.ep, &header.encode(), payload, mode, token);
         if matches!(sent, Ok(Sent::Pending)) {
             self.sending.push((token, len));
             if probe {
                 self.probe = Some(token);
             }
         }
-        self.sent_or_pending(io, token, sent)
+        self.sent_or_pending(&mut engine.ops, token, sent)
     }
 
     fn copy(
@@ -197,10 +199,10 @@ impl CmLink {
         parts: [&[u8]; 2],
         done: Option<Completion>,
     ) -> Result<()> {
-        let token = io.ops.insert(UcxOp::Send { connection: core.key, done }) as u64;
-        let Some(worker) = io.live_worker() else { return Err(gone()) };
-        let sent = worker.send_copy(self.ep, &header.encode(), parts, token);
-        self.sent_or_pending(io, token, sent)
+        let Some(engine) = io.engine_of(self.ep) else { return Err(gone()) };
+        let token = engine.ops.insert(UcxOp::Send { connection: core.key, done }) as u64;
+        let sent = engine.worker.send_copy(self.ep, &header.encode(), parts, token);
+        self.sent_or_pending(&mut engine.ops, token, sent)
     }
 
     fn say(&mut self, core: &ConnCore, io: &mut Io, command: Command, content: &[u8]) -> Result<()> {
@@ -208,7 +210,7 @@ impl CmLink {
         self.copy(core, io, header, [content, &[]], None)
     }
 
-    fn sent_or_pending(&mut self, io: &mut Io, token: u64, sent: Result<Sent>) -> Result<()> {
+    fn sent_or_pending(&mut self, ops: &mut Slab<UcxOp>, token: u64, sent: Result<Sent>) -> Result<()> {
         match sent {
             Ok(Sent::Pending) => {
                 self.inflight += 1;
@@ -216,11 +218,11 @@ impl CmLink {
             }
             Ok(Sent::Done) => {}
             Err(error) => {
-                io.ops.remove(token as usize);
+                ops.remove(token as usize);
                 return Err(error);
             }
         }
-        if let UcxOp::Send { done: Some(done), .. } = io.ops.remove(token as usize) {
+        if let UcxOp::Send { done: Some(done), .. } = ops.remove(token as usize) {
             done.complete(Ok(()));
         }
         Ok(())
@@ -332,10 +334,10 @@ impl CmLink {
                 }
             };
             let Some(Announced { sn, pad, rndv }) = self.announced.pop_front() else { break };
-            let token = io.ops.insert(UcxOp::FetchCm { connection: core.key, sn, pad }) as u64;
-            let Some(worker) = io.live_worker() else { return Err(gone()) };
-            if let Err((error, _)) = worker.fetch(rndv, buf, token) {
-                io.ops.remove(token as usize);
+            let Some(engine) = io.engine_of(self.ep) else { return Err(gone()) };
+            let token = engine.ops.insert(UcxOp::FetchCm { connection: core.key, sn, pad }) as u64;
+            if let Err((error, _)) = engine.worker.fetch(rndv, buf, token) {
+                engine.ops.remove(token as usize);
                 return Err(error);
             }
             self.fetching = (self.fetching.0 + len as u64, self.fetching.1 + 1);
@@ -475,9 +477,10 @@ impl Backend for CmLink {
     }
 
     fn close(&mut self, core: &mut ConnCore, io: &mut Io) {
-        io.close_endpoint(self.ep);
+        // UCX's connection manager makes no lanes over shared memory.
+        io.close_endpoint(self.ep, Broken::No);
         if self.inflight > 0 {
-            fail_operations(core, io);
+            fail_operations(core, io, self.ep);
         }
         self.announced.clear();
         self.order = Reorder::new(1);

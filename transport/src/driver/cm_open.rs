@@ -13,6 +13,7 @@ use super::{
     accept::{ListenSocket, ListenerShared, Listening},
     cm_link::CmLink,
     conn::Link,
+    engine::Engine,
     io::Core,
     opening::{NO_TOKEN, Opened, Opening, Role, Stage, Step},
     ucx_link,
@@ -28,7 +29,7 @@ use crate::{
         header::Kind,
         negotiate,
     },
-    ucx::{ConnRequest, EndpointId, Rendezvous},
+    ucx::{ConnRequest, EndpointId, Rendezvous, WorkerId},
 };
 
 /// How long `listen` waits for the dispatcher's thread, which makes the listener.
@@ -76,26 +77,54 @@ impl Core {
             let wrapped = Error::new(kind, format!("{at}: {}", error.text()));
             error.ucx_status().map_or(wrapped.clone(), |status| wrapped.with_ucx(status))
         })?;
-        let bound = address.with_socket_addr(SocketAddr::new(at.ip(), listener.port()));
+        let bound = address.with_socket_addr(listener.addr());
         let shared = ListenerShared::new(bound, config, places, placement);
         self.listeners.insert(Listening::new(shared.clone(), ListenSocket::Cm(listener)));
         self.io.shared.counters.listeners.set(self.listeners.len() as u64);
         Ok(shared)
     }
 
+    /// Listeners go to the worker for new connections. Clients that knock in between are refused.
+    pub(super) fn move_listeners(&mut self, from: WorkerId) {
+        for key in self.listeners.keys() {
+            let Some(listening) = self.listeners.get_mut(key).filter(|l| l.cm().is_some_and(|cm| cm.worker() == from))
+            else {
+                continue;
+            };
+            let ListenSocket::Cm(old) = std::mem::replace(&mut listening.socket, ListenSocket::Mem) else { continue };
+            let at = old.addr();
+            if let Some(engine) = self.io.engine(from) {
+                engine.worker.close_listener(old);
+            }
+            let made =
+                self.io.worker().map_err(|reason| negotiate::no_ucx(&reason)).and_then(|worker| worker.listen_cm(at));
+            match made {
+                Ok(listener) => listening.socket = ListenSocket::Cm(listener),
+                Err(error) => self.end_listener(key, error),
+            }
+        }
+    }
+
     /// A client knocks. It stays with this dispatcher: its endpoint can only be made by the worker that listens.
-    pub(super) fn on_cm_request(&mut self, listener: usize, request: ConnRequest, client: Option<SocketAddr>) {
+    pub(super) fn on_cm_request(
+        &mut self,
+        worker: WorkerId,
+        listener: usize,
+        request: ConnRequest,
+        client: Option<SocketAddr>,
+    ) {
         let mut listening = self.listeners.keys().into_iter().filter_map(|key| self.listeners.get(key));
-        let shared =
-            listening.find_map(|l| l.cm_index().filter(|index| *index == listener).map(|_| l.shared().clone()));
+        let shared = listening.find_map(|l| {
+            l.cm().filter(|cm| (cm.worker(), cm.index()) == (worker, listener)).map(|_| l.shared().clone())
+        });
         // Dropping a request rejects it.
         let Some(shared) = shared else { return };
         if shared.is_full() || self.conns.len() >= self.io.shared.config.max_connections {
-            return self.turn_away(request);
+            return self.turn_away(worker, request);
         }
         shared.handshake_begins();
-        let Some(worker) = self.io.live_worker() else { return shared.handshake_over() };
-        let ep = match worker.accept_cm(request) {
+        let Some(engine) = self.io.engine(worker) else { return shared.handshake_over() };
+        let ep = match engine.worker.accept_cm(request) {
             Ok(ep) => ep,
             Err(error) => {
                 tracing::info!(%error, ?client, "a connection request came to nothing");
@@ -115,10 +144,10 @@ impl Core {
 
     /// There is no room. The client hears it by a close of a connection that was made: UCX 1.13 with assertions aborts when
     /// the descriptor of one that it rejected is used again by another worker of the process.
-    fn turn_away(&mut self, request: ConnRequest) {
+    fn turn_away(&mut self, worker: WorkerId, request: ConnRequest) {
         self.io.shared.counters.accept_pauses.add(1);
         let most = self.io.shared.config.max_connections.saturating_add(MAX_TURNED_AWAY);
-        let Some(worker) = self.io.live_worker() else { return };
+        let Some(Engine { worker, .. }) = self.io.engine(worker) else { return };
         if worker.inflight().endpoints >= most {
             return worker.reject_cm(request);
         }
@@ -237,13 +266,13 @@ fn failed(role: Role, error: &Error) -> Error {
 
 fn greet(io: &mut Io, ep: EndpointId, command: curve::Command) -> Result<()> {
     let header = Header::new(command, FIRST).encode();
-    let Some(worker) = io.live_worker() else { return Err(ucx_link::gone()) };
+    let Some(worker) = io.worker_of(ep) else { return Err(ucx_link::gone()) };
     // The answer is the completion, or that the connection opens.
     worker.send_copy(ep, &header, [&Features::OURS.encode(), &[]], NO_TOKEN).map(drop)
 }
 
 fn opened(core: &ConnCore, io: &mut Io, ep: EndpointId, peer: Option<SocketAddr>, sn: u64) -> Opened {
-    let lanes = io.live_worker().map_or_else(String::new, |worker| worker.endpoint_info(ep));
+    let lanes = io.worker_of(ep).map_or_else(String::new, |worker| worker.endpoint_info(ep));
     let from = core.config.rendezvous_from.unwrap_or_else(|| ucx_link::rendezvous_from(&lanes));
     let link = CmLink::new(ep, FIRST + 1, sn.wrapping_add(1), from);
     let max_message = core.config.max_message;

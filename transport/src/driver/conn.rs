@@ -255,6 +255,16 @@ pub(crate) struct Conn {
 }
 
 impl Conn {
+    /// The UCX worker that it uses, or that its peer knows of us.
+    pub(super) fn worker(&self) -> Option<crate::ucx::WorkerId> {
+        match &self.link {
+            Link::Opening(opening) => opening.engine,
+            Link::Ucx(link) => Some(link.ep.worker()),
+            Link::Cm(link) => Some(link.ep.worker()),
+            Link::Tcp(_) | Link::Mem(_) => None,
+        }
+    }
+
     /// Why it ends when UCX says `error`.
     pub(crate) fn end_by_ucx(&self, error: Error) -> Error {
         match &self.link {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::{
     conn::Link,
+    engine::Engine,
     io::{Core, Source, Timer},
     opening::NO_TOKEN,
     receive,
@@ -13,7 +14,7 @@ use crate::{
     backend::Backend as _,
     event::poller::{Edge, Key},
     proto::header::{self, Kind},
-    ucx::{Event, Worker},
+    ucx::Event,
 };
 
 /// Calls of progress in one turn before sockets and queues are looked at.
@@ -25,15 +26,16 @@ impl Core {
     /// Lets UCX work until it has brought something or nothing is left, or the turn is long enough. What it has brought
     /// is not kept waiting for a look that finds nothing more: the next turn is soon.
     pub(super) fn progress(&mut self) -> bool {
-        let Some(worker) = self.io.live_worker() else { return false };
         let mut worked = false;
-        for _ in 0..PROGRESS_PER_TURN {
-            if worker.progress() == 0 {
-                break;
-            }
-            worked = true;
-            if worker.has_events() {
-                break;
+        for Engine { worker, .. } in self.io.engines() {
+            for _ in 0..PROGRESS_PER_TURN {
+                if worker.progress() == 0 {
+                    break;
+                }
+                worked = true;
+                if worker.has_events() {
+                    break;
+                }
             }
         }
         worked
@@ -42,18 +44,18 @@ impl Core {
     /// Acts on what UCX's callbacks have left.
     pub(super) fn take_events(&mut self) -> bool {
         for taken in 0..EVENTS_PER_TURN {
-            let Some(event) = self.io.live_worker().and_then(Worker::poll_event) else { return taken > 0 };
+            let Some((event, op, worker)) = self.io.next_event() else { return taken > 0 };
             match event {
                 Event::Message { header, data, from: None } => self.on_message(&header, data),
                 Event::Message { header, data, from: Some(ep) } => self.on_cm_message(ep, &header, data),
                 Event::Announced { header, rndv, from: None } => self.on_announced(&header, rndv),
                 Event::Announced { header, rndv, from: Some(ep) } => self.on_cm_announced(ep, &header, rndv),
                 Event::SendDone { token: NO_TOKEN, .. } => {}
-                Event::SendDone { token, result } => self.on_sent(token, result),
-                Event::FetchDone { token, buf, result } => self.on_fetch_done(token, buf, result),
+                Event::SendDone { token, result } => self.on_sent(token, op, result),
+                Event::FetchDone { buf, result, .. } => self.on_fetch_done(op, buf, result),
                 Event::EndpointFailed { ep, error } => self.on_endpoint_failed(ep, error),
                 Event::ConnRequest { listener, request, client_addr } => {
-                    self.on_cm_request(listener, request, client_addr);
+                    self.on_cm_request(worker, listener, request, client_addr);
                 }
             }
         }
@@ -68,7 +70,12 @@ impl Core {
         conn.core.heard(self.io.now);
         conn.core.reassure(&mut self.io);
         let link = match &mut conn.link {
-            Link::Ucx(link) => link,
+            Link::Ucx(link) => {
+                if self.io.in_doubt && link.over_memory {
+                    self.io.heard_over_memory(link.ep);
+                }
+                link
+            }
             Link::Opening(_) => return self.on_early_message(key, header, inline, data),
             Link::Tcp(_) | Link::Cm(_) | Link::Mem(_) => return self.stale("the connection does not use ucx"),
         };
@@ -123,6 +130,9 @@ impl Core {
         }
         let Some(conn) = self.conns.get_mut(key) else { return self.stale("no such connection") };
         let Link::Ucx(link) = &mut conn.link else { return self.stale("the connection does not use ucx") };
+        if self.io.in_doubt && link.over_memory {
+            self.io.heard_over_memory(link.ep);
+        }
         conn.core.heard(self.io.now);
         let (core, io) = (&mut conn.core, &mut self.io);
         let given = header.credit.map_or(Ok(()), |credit| {

@@ -6,9 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use slab::Slab;
-
-use super::{accept::Listening, conn::Conn, pairing::Pairing, table::Table, ucx_link::UcxOp};
+use super::{accept::Listening, conn::Conn, engine::Engine, table::Table};
 use crate::{
     Error, FallbackReason, Result,
     dispatcher::{self, SleepState},
@@ -21,18 +19,6 @@ use crate::{
 
 /// The dispatcher's shared read buffer, bytes: several of the kernel's largest segments at once.
 const SCRATCH: usize = 256 << 10;
-
-/// How long operations of closed endpoints may take to end before their worker is replaced. They end within microseconds, or
-/// never.
-const STUCK: Duration = Duration::from_millis(100);
-
-/// How long endpoints may wait to be closed before the sockets of their worker are looked after. Most are closed within a round
-/// trip.
-const LATE: Duration = Duration::from_millis(200);
-
-/// How long the kernel tries to bring data to a peer when endpoints that wait for that are late. Minutes is its default. Longer
-/// than the deadlines that a connection is likely to have, since sockets that are in use get it as well.
-const GIVE_UP: Duration = Duration::from_secs(20);
 
 /// What stands behind a key of the poller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,10 +44,11 @@ pub(crate) enum Timer {
 }
 
 /// The UCX worker, made when the first connection needs it.
+#[expect(clippy::large_enum_variant, reason = "there is one of each dispatcher, and every message goes through it")]
 pub(crate) enum WorkerSlot {
     Unused,
     Failed(FallbackReason),
-    Ready { worker: ucx::Worker, source: Key },
+    Ready(Engine),
 }
 
 /// The I/O that the connections of a dispatcher share.
@@ -71,8 +58,12 @@ pub(crate) struct Io {
     pub(crate) sources: Table<Source>,
     pub(crate) timers: Timers<Timer>,
     pub(crate) worker: WorkerSlot,
-    pub(crate) pairing: Pairing,
-    pub(crate) ops: Slab<UcxOp>,
+    /// Workers that new connections do not use any more.
+    pub(super) retired: Vec<Engine>,
+    /// Some worker is watched.
+    pub(super) in_doubt: bool,
+    /// Openings wait until it is clear whether the worker for new connections receives anything.
+    pub(super) openings_wait: bool,
     /// Whose each open endpoint is.
     endpoints: HashMap<EndpointId, Key>,
     /// The time, as of this turn: good enough for liveness and deadlines of many milliseconds.
@@ -96,10 +87,6 @@ pub(crate) struct Io {
     pub(crate) useless_edges: u32,
     /// Times in a row that UCX said busy when it was to be armed, and how many turns had found work by then.
     pub(crate) busy_arms: (u32, u64),
-    /// Since when the worker has had nothing but operations of closed endpoints.
-    pub(crate) stuck_since: Option<Instant>,
-    /// When endpoints that wait to be closed are late, and whether their sockets have a time limit already.
-    late: Option<(Instant, bool)>,
 }
 
 impl Io {
@@ -110,8 +97,9 @@ impl Io {
             sources: Table::new(),
             timers: Timers::new(),
             worker: WorkerSlot::Unused,
-            pairing: Pairing::default(),
-            ops: Slab::new(),
+            retired: Vec::new(),
+            in_doubt: false,
+            openings_wait: false,
             endpoints: HashMap::new(),
             now: Instant::now(),
             scratch: vec![0; SCRATCH].into_boxed_slice(),
@@ -125,21 +113,24 @@ impl Io {
             hot: Vec::new(),
             useless_edges: 0,
             busy_arms: (0, 0),
-            stuck_since: None,
-            late: None,
         }
     }
 
-    /// The UCX worker, started if need be.
+    /// The UCX worker for new connections, started if need be.
     pub(crate) fn worker(&mut self) -> Result<&mut ucx::Worker, FallbackReason> {
+        self.current_engine().map(|engine| &mut engine.worker)
+    }
+
+    /// The UCX worker for new connections, started if need be, and what belongs to it.
+    pub(crate) fn current_engine(&mut self) -> Result<&mut Engine, FallbackReason> {
         if matches!(self.worker, WorkerSlot::Unused) {
             self.worker = match self.start_worker() {
-                Ok((worker, source)) => WorkerSlot::Ready { worker, source },
+                Ok(engine) => WorkerSlot::Ready(engine),
                 Err(reason) => WorkerSlot::Failed(reason),
             };
         }
         match &mut self.worker {
-            WorkerSlot::Ready { worker, .. } => Ok(worker),
+            WorkerSlot::Ready(engine) => Ok(engine),
             WorkerSlot::Failed(reason) => Err(reason.clone()),
             WorkerSlot::Unused => unreachable!("started above"),
         }
@@ -158,7 +149,7 @@ impl Io {
         self.worker()
     }
 
-    fn start_worker(&mut self) -> Result<(ucx::Worker, Key), FallbackReason> {
+    fn start_worker(&mut self) -> Result<Engine, FallbackReason> {
         if !self.shared.config.ucx {
             return Err(FallbackReason::Disabled("the dispatcher is configured without ucx".into()));
         }
@@ -166,84 +157,19 @@ impl Io {
         self.shared.pool.set_registrar(Arc::new(context));
         let failed = |error: String| FallbackReason::Failed(error.into());
         let worker = ucx::Worker::new().map_err(|e| failed(e.to_string()))?;
-        self.pairing = Pairing::default();
         let source = self.sources.insert(Source::Worker);
         if let Err(error) = self.poller.add_readable(&worker.event_fd(), source) {
             self.sources.remove(source);
             return Err(failed(format!("watching the worker: {error}")));
         }
-        Ok((worker, source))
-    }
-
-    /// Ends a worker whose operations don't end although all its endpoints are closed: only its own end gives their memory back.
-    /// The next connection that needs one makes another.
-    pub(crate) fn replace_stuck_worker(&mut self) {
-        let stuck =
-            !self.ops.is_empty() && matches!(&self.worker, WorkerSlot::Ready { worker, .. } if worker.is_stuck());
-        if !stuck {
-            self.stuck_since = None;
-            return;
-        }
-        let since = *self.stuck_since.get_or_insert(self.now);
-        if self.now.saturating_duration_since(since) < STUCK {
-            return;
-        }
-        if let WorkerSlot::Ready { worker, source } = std::mem::replace(&mut self.worker, WorkerSlot::Unused) {
-            self.poller.remove(&worker.event_fd());
-            self.sources.remove(source);
-            worker.shutdown(self.now);
-        }
-        self.ops.clear();
-        self.stuck_since = None;
-    }
-
-    /// Looks after endpoints that wait to be closed because their peers do not read: if the worker has no others, their sockets are reset; else
-    /// the kernel gives them up in time.
-    pub(crate) fn hasten_closing(&mut self) {
-        let WorkerSlot::Ready { worker, .. } = &mut self.worker else { return };
-        let Some(ucx::OnlyClosing(only)) = worker.closing() else {
-            self.late = None;
-            return;
-        };
-        let (at, limited) = self.late.get_or_insert((self.now + LATE, false));
-        if self.now < *at {
-            return;
-        }
-        // A peer that shakes hands may have connected to this worker already, before there is an endpoint here.
-        if only && self.handshakes == 0 {
-            self.late = None;
-            let sockets = worker.reset_sockets();
-            tracing::debug!(sockets, "the peers of closed ucx endpoints do not read");
-        } else if !*limited {
-            *limited = true;
-            worker.limit_sockets(GIVE_UP);
-        }
-    }
-
-    /// The UCX worker, started if need be, and the numbers of its endpoints.
-    pub(crate) fn worker_and_pairing(&mut self) -> Result<(&mut ucx::Worker, &mut Pairing), FallbackReason> {
-        self.worker()?;
-        match &mut self.worker {
-            WorkerSlot::Ready { worker, .. } => Ok((worker, &mut self.pairing)),
-            WorkerSlot::Failed(reason) => Err(reason.clone()),
-            WorkerSlot::Unused => unreachable!("started above"),
-        }
+        Ok(Engine::new(worker, source))
     }
 
     /// Closes the endpoints that were made for nobody.
     #[cold]
     pub(crate) fn close_spares(&mut self) {
-        if let WorkerSlot::Ready { worker, .. } = &mut self.worker {
-            self.pairing.close_spares(worker);
-        }
-    }
-
-    /// The worker, if it runs.
-    #[inline]
-    pub(crate) fn live_worker(&mut self) -> Option<&mut ucx::Worker> {
-        match &mut self.worker {
-            WorkerSlot::Ready { worker, .. } => Some(worker),
-            _ => None,
+        for engine in self.engines() {
+            engine.pairing.close_spares(&mut engine.worker);
         }
     }
 
@@ -258,12 +184,9 @@ impl Io {
         self.endpoints.get(&ep).copied()
     }
 
-    /// Closes an endpoint: what is in flight on it ends with events, now or later.
-    pub(super) fn close_endpoint(&mut self, ep: EndpointId) {
+    /// Forgets whose an endpoint is.
+    pub(super) fn forget_endpoint(&mut self, ep: EndpointId) {
         self.endpoints.remove(&ep);
-        if let Some(worker) = self.live_worker() {
-            worker.close(ep);
-        }
     }
 
     /// Arms a timer that is due no later than `at`, in the place of `current`.
@@ -290,17 +213,18 @@ impl Io {
         counters.sources.set(self.sources.len() as u64);
         counters.handshakes.set(self.handshakes);
         counters.timers.set(self.timers.len() as u64);
-        counters.ucx_inflight.set(self.ops.len() as u64);
         counters.ucx_parked_workers.set(ucx::parked_workers());
-        if !matches!(self.worker, WorkerSlot::Ready { .. }) {
-            counters.ucx_held.set(0);
-            counters.ucx_endpoints.set(0);
+        let (mut inflight, mut held, mut endpoints) = (0, 0, 0);
+        for engine in self.engines() {
+            let inside = engine.worker.inflight();
+            inflight += engine.ops.len() as u64;
+            held += inside.held_descriptors as u64;
+            endpoints += inside.endpoints as u64;
         }
-        if let WorkerSlot::Ready { worker, .. } = &self.worker {
-            let inside = worker.inflight();
-            counters.ucx_held.set(inside.held_descriptors as u64);
-            counters.ucx_endpoints.set(inside.endpoints as u64);
-        }
+        let counters = &self.shared.counters;
+        counters.ucx_inflight.set(inflight);
+        counters.ucx_held.set(held);
+        counters.ucx_endpoints.set(endpoints);
     }
 }
 

@@ -20,6 +20,7 @@ use super::{
     ConnCore, Io,
     conn::Link,
     dial,
+    engine::Broken,
     mem_link::MemInbox,
     pairing::NoEndpoint,
     send::Numbering,
@@ -38,7 +39,7 @@ use crate::{
         negotiate::{self, Answer, Local, Policy, RejectCode, Verdict},
     },
     tcp::{Mode, ReadLimits, Stream},
-    ucx::EndpointId,
+    ucx::{EndpointId, WorkerId},
 };
 
 /// Bytes read at once while shaking hands. A hello has at most 8 KiB; what a fast peer sends behind it waits.
@@ -115,6 +116,8 @@ pub(crate) struct Opening {
     pub(super) deadline: Instant,
     /// The address that is connected.
     pub(super) current: Option<SocketAddr>,
+    /// The worker that the peer knows of us.
+    pub(super) engine: Option<WorkerId>,
     /// The last try found its endpoint's number in use: what the accepting side is asked for.
     pub(super) least_endpoint: Option<u16>,
     /// Addresses to try after this one, and when.
@@ -207,6 +210,7 @@ impl Opening {
             stage: Stage::Greeting,
             deadline,
             current: None,
+            engine: None,
             least_endpoint: None,
             more: VecDeque::new(),
             next_try: deadline,
@@ -243,6 +247,7 @@ impl Opening {
             return Ok(self.open_stream(core, Some(framer), None, None));
         }
         let mut hello = local(core, io, self.policy).client_hello(core.key.index, core.key.generation)?;
+        self.engine = io.current_worker_id();
         hello.least_endpoint = self.least_endpoint;
         self.say(&Message::ClientHello(hello))?;
         self.on_edge(core, io)
@@ -291,6 +296,9 @@ impl Opening {
                     Some(Detected::Foreign(framer)) => return Ok(self.open_stream(core, Some(framer), None, None)),
                     None => return self.wait(),
                 }
+            }
+            if self.role == Role::Accept && io.in_doubt && matches!(self.stage, Stage::Greeting) && io.is_unclear() {
+                return self.wait();
             }
             let message = match hello::decode(&self.inbox)? {
                 Decoded::NeedMore(_) => return self.wait(),
@@ -369,6 +377,7 @@ impl Opening {
             Answer::AcceptTcp(reason) => self.accept_tcp(core, &local, terms, reason),
             Answer::TryUcx(info) => match connect_back(core, io, &info, hello.least_endpoint) {
                 Ok((ep, number)) => {
+                    self.engine = Some(ep.worker());
                     let key = core.key;
                     let mut accept = local.accept(hello::Transport::Ucx, None, key.index, key.generation);
                     accept.endpoint = Some(number);
@@ -413,7 +422,7 @@ impl Opening {
         match negotiate::judge(&local, accept)? {
             Verdict::Tcp(reason) => Ok(self.open_stream(core, None, Some(terms), reason)),
             Verdict::Decline(reason) => self.give_up_ucx(io, terms, reason),
-            Verdict::TryUcx(info) => match connect(core, io, &info, accept.endpoint) {
+            Verdict::TryUcx(info) => match connect(core, io, self.engine, &info, accept.endpoint) {
                 Ok(ep) => self.prove(core, io, ep, terms),
                 Err(NoEndpoint::Taken(next)) if self.least_endpoint.is_none_or(|least| least < next) => {
                     self.dial_above(core, io, next)
@@ -430,13 +439,44 @@ impl Opening {
     /// Asks the same listener again, for an endpoint of a number that is free here: both sides dialled each other at once,
     /// or one of them gave a connection up.
     fn dial_above(&mut self, core: &mut ConnCore, io: &mut Io, least: u16) -> Result<Step> {
+        self.least_endpoint = Some(least);
+        self.dial_again(core, io)
+    }
+
+    /// Asks the same listener again.
+    fn dial_again(&mut self, core: &mut ConnCore, io: &mut Io) -> Result<Step> {
         self.close(io);
         self.inbox.clear();
         self.outbox.clear();
-        self.least_endpoint = Some(least);
+        self.eof = false;
+        self.peer_closed = false;
         self.more.extend(self.current.take());
-        self.more.rotate_right(1);
+        self.more.rotate_right(usize::from(!self.more.is_empty()));
         self.dial(core, io)
+    }
+
+    /// What it waited for is clear: an accepting side answers the hello that has come.
+    pub(super) fn go_on(&mut self, core: &mut ConnCore, io: &mut Io) -> Result<Step> {
+        match (self.role, &self.stage) {
+            (Role::Accept, Stage::Greeting) => self.on_bytes(core, io),
+            _ => Ok(Step::Wait),
+        }
+    }
+
+    /// The worker that the peer knows of us is for new connections no longer: over shared memory nothing may arrive there.
+    pub(super) fn on_retired(&mut self, core: &mut ConnCore, io: &mut Io) -> Result<Step> {
+        match (self.role, &self.stage) {
+            (Role::Dial, Stage::Greeting | Stage::Proving { .. }) => {
+                self.engine = None;
+                self.least_endpoint = None;
+                self.dial_again(core, io)
+            }
+            (Role::Accept, Stage::Proving { terms, .. }) => {
+                let terms = *terms;
+                self.give_up_ucx(io, terms, FallbackReason::Failed("the ucx worker has been replaced".into()))
+            }
+            _ => Ok(Step::Wait),
+        }
     }
 
     fn prove(&mut self, core: &ConnCore, io: &mut Io, ep: EndpointId, terms: Terms) -> Result<Step> {
@@ -513,7 +553,7 @@ impl Opening {
 
     pub(super) fn close_endpoint(&mut self, io: &mut Io) {
         if let Some(ep) = self.endpoint() {
-            io.close_endpoint(ep);
+            io.close_endpoint(ep, Broken::Perhaps);
         }
     }
 
@@ -543,12 +583,12 @@ impl Opening {
             return Step::Wait;
         };
         let (Some(stream), Some(source)) = (self.stream.take(), self.source.take()) else { return Step::Wait };
-        let lanes = io.live_worker().map_or_else(String::new, |worker| worker.endpoint_info(ep));
+        let lanes = io.worker_of(ep).map_or_else(String::new, |worker| worker.endpoint_info(ep));
         let numbering = Numbering::new(terms.key, Some(terms.credit));
         let from = core.config.rendezvous_from.unwrap_or_else(|| ucx_link::rendezvous_from(&lanes));
         let (peer, here) = stream.addresses();
         let inbox = std::mem::take(&mut self.inbox);
-        let mut link = UcxLink::new(ep, stream, source, inbox, numbering, (from, ucx_link::fetches_at_a_time(&lanes)));
+        let mut link = UcxLink::new(ep, stream, source, inbox, numbering, ucx_link::Path::new(&lanes, from));
         link.ready_due = ready_due;
         let info = ConnectionInfo {
             transport: Transport::Ucx(lanes),
@@ -608,7 +648,10 @@ impl Opening {
 
     /// Lets go of everything.
     pub(super) fn close(&mut self, io: &mut Io) {
-        self.close_endpoint(io);
+        match (self.engine, self.endpoint()) {
+            (Some(id), None) => io.suspect(id),
+            _ => self.close_endpoint(io),
+        }
         self.drop_attempts(io);
         if let Stage::Mem(Some(inbox)) = &self.stage {
             inbox.gone.store(true, Ordering::Release);
@@ -640,11 +683,18 @@ fn name_of(message: &Message) -> &'static str {
     }
 }
 
-/// The endpoint to the worker that the accepting side described.
-fn connect(core: &ConnCore, io: &mut Io, info: &UcxInfo, number: Option<u16>) -> Result<EndpointId, NoEndpoint> {
+/// The endpoint to the worker that the accepting side described, of the worker that it knows of us.
+fn connect(
+    core: &ConnCore,
+    io: &mut Io,
+    engine: Option<WorkerId>,
+    info: &UcxInfo,
+    number: Option<u16>,
+) -> Result<EndpointId, NoEndpoint> {
     let failed = |reason: FallbackReason| Error::new(ErrorKind::NoUcx, reason.to_string());
-    let (worker, pairing) = io.worker_and_pairing().map_err(failed)?;
-    let ep = pairing.dial(worker, &info.worker_address, number)?;
+    let gone = || failed(FallbackReason::Failed("the ucx worker has ended".into()));
+    let engine = engine.and_then(|id| io.engine(id)).ok_or_else(gone)?;
+    let ep = engine.pairing.dial(&mut engine.worker, &info.worker_address, number)?;
     io.own_endpoint(ep, core.key);
     Ok(ep)
 }
@@ -656,8 +706,9 @@ fn connect_back(
     info: &UcxInfo,
     least: Option<u16>,
 ) -> Result<(EndpointId, u16), FallbackReason> {
-    let (worker, pairing) = io.worker_and_pairing()?;
-    let (ep, number) = pairing.accept(worker, &info.worker_address, least).map_err(|error| unusable(&error))?;
+    let engine = io.current_engine()?;
+    let made = engine.pairing.accept(&mut engine.worker, &info.worker_address, least);
+    let (ep, number) = made.map_err(|error| unusable(&error))?;
     io.own_endpoint(ep, core.key);
     Ok((ep, number))
 }
@@ -673,9 +724,7 @@ fn send_proof(io: &mut Io, ep: EndpointId, terms: Terms, kind: Kind) -> Result<(
     let header = FrameHeader::new(kind, terms.key.index, terms.key.generation, 0);
     let mut bytes = [0; MAX_HEADER];
     let len = header.encode(&mut bytes);
-    let Some(worker) = io.live_worker() else {
-        return Err(Error::new(ErrorKind::Stopped, "the ucx worker is gone"));
-    };
+    let Some(worker) = io.worker_of(ep) else { return Err(ucx_link::gone()) };
     // A proof has no completion to wait for: its answer is the completion.
     worker.prove(ep, &bytes[..len], NO_TOKEN)
 }

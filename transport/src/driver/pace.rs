@@ -102,7 +102,7 @@ impl Io {
         let longest = match self.worker {
             _ if sleeps => TURNS_PER_POLL_EVENT,
             _ if !self.hot.is_empty() => TURNS_PER_POLL_HOT,
-            WorkerSlot::Ready { .. } => TURNS_PER_POLL[1],
+            WorkerSlot::Ready(_) => TURNS_PER_POLL[1],
             _ => return true,
         };
         self.turns_to_poll = self.turns_to_poll.saturating_sub(if worked { WORKING_TURN } else { 1 });

@@ -12,7 +12,7 @@ use std::{
 
 use super::{
     CURRENT, CURRENT_ID, Command, Current, OWN, SHUTDOWN_GRACE,
-    io::{Core, Io, Timer, WorkerSlot},
+    io::{Core, Io, Timer},
     tasks::{RootWaker, Tasks, poll_root},
 };
 use crate::{
@@ -257,14 +257,7 @@ impl Drop for LocalDispatcher {
         drop(running);
         let mut core = core.borrow_mut();
         let timers = std::mem::replace(&mut core.io.timers, crate::event::timer::Timers::new());
-        if let WorkerSlot::Ready { worker, source } = std::mem::replace(&mut core.io.worker, WorkerSlot::Unused) {
-            core.io.poller.remove(&worker.event_fd());
-            core.io.sources.remove(source);
-            if !worker.shutdown(Instant::now() + SHUTDOWN_GRACE) {
-                tracing::warn!("the application still holds received ucx memory: its worker is left behind");
-            }
-        }
-        core.io.ops.clear();
+        core.io.end_workers(SHUTDOWN_GRACE);
         core.io.publish(0);
         shared.counters.listeners.set(0);
         std::mem::drop(core);
@@ -360,17 +353,11 @@ impl Core {
         worked
     }
 
-    /// What is late and no event tells: workers and endpoints that do not end. In a busy loop with each look at the poller, else after
-    /// each sleep.
-    pub(super) fn look_after_ucx(&mut self) {
-        self.io.replace_stuck_worker();
-        self.io.hasten_closing();
-        self.close_spares();
-    }
-
     /// Endpoints that a handshake made for others go when no handshake is left that may ask for them.
-    fn close_spares(&mut self) {
-        if self.io.pairing.has_spares() && self.conns.values().all(|conn| conn.link.is_open()) {
+    pub(super) fn close_spares(&mut self) {
+        if self.io.engines().any(|engine| engine.pairing.has_spares())
+            && self.conns.values().all(|conn| conn.link.is_open())
+        {
             self.io.close_spares();
         }
     }

@@ -2,8 +2,12 @@
 
 use std::time::Duration;
 
-use super::io::{Core, Source, WorkerSlot};
-use crate::{event::poller::Key, ucx::Armed};
+use super::io::{Core, Io, Source, WorkerSlot};
+use crate::{
+    event::poller::Key,
+    stats::DispatcherCounters,
+    ucx::{Armed, Worker},
+};
 
 /// So often in a row, with nothing done in between, a worker may say that it is busy before the thread naps all the same. Over
 /// shared memory it says so while messages wait for room in a peer's queue, which may be long, or for ever if the peer is dead.
@@ -172,44 +176,76 @@ impl Core {
 
     /// Arms UCX; `false` means that there is work.
     fn arm(&mut self) -> bool {
-        let WorkerSlot::Ready { worker, .. } = &mut self.io.worker else { return true };
-        let counters = &self.io.shared.counters;
-        let (busy_arms, work_before) = std::mem::take(&mut self.io.busy_arms);
+        let Io { worker, retired, busy_arms, useless_edges, shared, .. } = &mut self.io;
+        let counters = &shared.counters;
+        let (busy, work_before) = std::mem::take(busy_arms);
         let work = counters.turns_with_work.get();
-        match worker.arm() {
-            Ok(Armed::Ok) => {}
-            Ok(Armed::Busy) => {
-                counters.arm_ucx_busy.add(1);
-                self.io.busy_arms = (if work == work_before { busy_arms.saturating_add(1) } else { 1 }, work);
-                return false;
-            }
-            Err(error) => {
-                tracing::error!(%error, "the ucx worker cannot be armed");
-                return false;
+        let mut naps = false;
+        for engine in retired {
+            match arm_worker(&mut engine.worker, counters, useless_edges) {
+                Outcome::Armed => {}
+                // It may stay so for as long as the worker is.
+                Outcome::Busy => naps = true,
+                Outcome::Worked => return false,
             }
         }
-        // Over verbs a completion between the last progress and the arming raises no event.
-        if worker.progress() != 0 {
-            counters.arm_progress_found.add(1);
-            return false;
-        }
-        // Over tcp UCX's arm never says busy, and the edge of a socket that progress left readable may be used up.
-        if is_readable(worker.event_fd()) {
-            counters.arm_edge_ready.add(1);
-            self.io.useless_edges += 1;
-            if self.io.useless_edges <= USELESS_EDGES {
-                return false;
+        if let WorkerSlot::Ready(engine) = worker {
+            match arm_worker(&mut engine.worker, counters, useless_edges) {
+                Outcome::Armed => {}
+                Outcome::Busy => {
+                    *busy_arms = (if work == work_before { busy.saturating_add(1) } else { 1 }, work);
+                    return false;
+                }
+                Outcome::Worked => return false,
             }
         }
-        self.io.useless_edges = 0;
-        // What that progress could not see yet: UCX's own thread, which it waited for, leaves it work without a signal, and
-        // Soft-RoCE may look whether we are armed before it lets us see the completion (`docs/rdma.md`).
-        if worker.progress() != 0 {
-            counters.arm_progress_found.add(1);
-            return false;
+        if naps {
+            *busy_arms = (BUSY_ARMS, work);
         }
-        true
+        !naps
     }
+}
+
+/// What came of arming a worker.
+enum Outcome {
+    Armed,
+    Busy,
+    Worked,
+}
+
+fn arm_worker(worker: &mut Worker, counters: &DispatcherCounters, useless_edges: &mut u32) -> Outcome {
+    match worker.arm() {
+        Ok(Armed::Ok) => {}
+        Ok(Armed::Busy) => {
+            counters.arm_ucx_busy.add(1);
+            return Outcome::Busy;
+        }
+        Err(error) => {
+            tracing::error!(%error, "the ucx worker cannot be armed");
+            return Outcome::Worked;
+        }
+    }
+    // Over verbs a completion between the last progress and the arming raises no event.
+    if worker.progress() != 0 {
+        counters.arm_progress_found.add(1);
+        return Outcome::Worked;
+    }
+    // Over tcp UCX's arm never says busy, and the edge of a socket that progress left readable may be used up.
+    if is_readable(worker.event_fd()) {
+        counters.arm_edge_ready.add(1);
+        *useless_edges += 1;
+        if *useless_edges <= USELESS_EDGES {
+            return Outcome::Worked;
+        }
+    }
+    *useless_edges = 0;
+    // What that progress could not see yet: UCX's own thread, which it waited for, leaves it work without a signal, and
+    // Soft-RoCE may look whether we are armed before it lets us see the completion (`docs/rdma.md`).
+    if worker.progress() != 0 {
+        counters.arm_progress_found.add(1);
+        return Outcome::Worked;
+    }
+    Outcome::Armed
 }
 
 /// Whether a descriptor is readable now.
@@ -280,12 +316,12 @@ mod tests {
             let pause = || handle.sleep_until(Instant::now() + Duration::from_millis(2));
             // The first turns look at everything.
             pause().await;
-            // Operations that do not end, as it seems: the next look finds that there are none.
-            core.borrow_mut().io.stuck_since = Some(Instant::now());
+            // A worker to be watched, as it seems: the next look finds that there is none.
+            core.borrow_mut().io.in_doubt = true;
             for _ in 0..3 {
                 pause().await;
             }
         });
-        assert_eq!(core.borrow().io.stuck_since, None);
+        assert!(!core.borrow().io.in_doubt);
     }
 }

@@ -7,6 +7,7 @@ use bytes::{Bytes, BytesMut};
 use super::{
     ConnCore, Io, Pumped,
     conn::Link,
+    engine::{Broken, Engine},
     io::Core,
     receive::{self, Placed},
     send::{Budget, Numbering},
@@ -49,11 +50,24 @@ pub(super) fn rendezvous_from(lanes: &str) -> u64 {
     }
 }
 
-/// How many bodies of one connection are fetched at a time. Over shared memory more keep nothing busier, and each has a
-/// buffer of its own: those that are in use would no longer fit into the processor's caches.
-pub(super) fn fetches_at_a_time(lanes: &str) -> u32 {
-    let shared_memory = ["posix", "sysv", "xpmem", "cma", "knem"].iter().any(|name| lanes.contains(name));
-    if shared_memory { 4 } else { u32::MAX }
+/// What the lanes of a connection mean for it.
+pub(super) struct Path {
+    /// From how many bytes a body goes by rendezvous.
+    pub(super) rendezvous_from: u64,
+    /// How many bodies are fetched at a time. Over shared memory more keep nothing busier, and each has a buffer of its own: those
+    /// that are in use would no longer fit into the processor's caches.
+    max_fetches: u32,
+    /// Messages come through the worker's shared-memory receive queue.
+    over_memory: bool,
+}
+
+impl Path {
+    pub(super) fn new(lanes: &str, rendezvous_from: u64) -> Self {
+        let has = |names: &[&str]| names.iter().any(|name| lanes.contains(name));
+        let over_memory = has(&["posix", "sysv", "xpmem"]);
+        let max_fetches = if over_memory || has(&["cma", "knem"]) { 4 } else { u32::MAX };
+        Self { rendezvous_from, max_fetches, over_memory }
+    }
 }
 
 /// A UCX operation that has not completed.
@@ -105,6 +119,8 @@ pub(crate) struct UcxLink {
     pub(crate) inbox: BytesMut,
     /// This side opened on the strength of a message; the peer's READY is still to come.
     pub(crate) ready_due: bool,
+    /// What the peer sends goes through the worker's shared-memory receive queue.
+    pub(super) over_memory: bool,
     pub(crate) eof: bool,
     numbering: Numbering,
     inflight: u32,
@@ -133,7 +149,7 @@ impl UcxLink {
         source: Key,
         inbox: BytesMut,
         numbering: Numbering,
-        (rendezvous_from, max_fetches): (u64, u32),
+        Path { rendezvous_from, max_fetches, over_memory }: Path,
     ) -> Self {
         Self {
             ep,
@@ -141,6 +157,7 @@ impl UcxLink {
             source,
             inbox,
             ready_due: false,
+            over_memory,
             eof: false,
             numbering,
             inflight: 0,
@@ -236,10 +253,10 @@ impl UcxLink {
         let mut bytes = [0; MAX_HEADER];
         let len = header.encode(&mut bytes);
         // The slot is known before UCX is called and taken after it: a completion inside the call is an event for later.
-        let token = io.ops.vacant_key() as u64;
-        let Some(worker) = io.live_worker() else { return Err(gone()) };
-        let sent = worker.send_copy(self.ep, &bytes[..len], parts, token);
-        self.sent_or_pending(core, io, token, done, sent)
+        let Some(engine) = io.engine_of(self.ep) else { return Err(gone()) };
+        let token = engine.ops.vacant_key() as u64;
+        let sent = engine.worker.send_copy(self.ep, &bytes[..len], parts, token);
+        self.sent_or_pending(core, engine, token, done, sent)
     }
 
     fn own(
@@ -259,17 +276,17 @@ impl UcxLink {
         if mode == Mode::Rendezvous {
             core.shared.counters.rendezvous_sent.add(1);
         }
-        let token = io.ops.vacant_key() as u64;
-        let Some(worker) = io.live_worker() else { return Err(gone()) };
-        let sent = worker.send_owned(self.ep, &bytes[..len + head.len()], payload, mode, token);
-        self.sent_or_pending(core, io, token, done, sent)
+        let Some(engine) = io.engine_of(self.ep) else { return Err(gone()) };
+        let token = engine.ops.vacant_key() as u64;
+        let sent = engine.worker.send_owned(self.ep, &bytes[..len + head.len()], payload, mode, token);
+        self.sent_or_pending(core, engine, token, done, sent)
     }
 
     #[inline]
     fn sent_or_pending(
         &mut self,
         core: &ConnCore,
-        io: &mut Io,
+        engine: &mut Engine,
         token: u64,
         done: Option<Completion>,
         sent: Result<Sent>,
@@ -277,7 +294,7 @@ impl UcxLink {
         match sent? {
             Sent::Pending => {
                 self.inflight += 1;
-                let slot = io.ops.insert(UcxOp::Send { connection: core.key, done });
+                let slot = engine.ops.insert(UcxOp::Send { connection: core.key, done });
                 debug_assert_eq!(slot as u64, token, "nothing else takes a slot while UCX is called");
             }
             Sent::Done => {
@@ -418,7 +435,7 @@ impl UcxLink {
             }
             Placed::Later => self.hold(core, seq, head, len, Held::Rendezvous(rndv)),
             Placed::Refuse(text) => {
-                if let Some(worker) = io.live_worker() {
+                if let Some(worker) = io.worker_of(self.ep) {
                     worker.refuse(rndv);
                 }
                 receive::note_refusal(core, io, seq, head.len() as u64 + len, &text);
@@ -433,15 +450,15 @@ impl UcxLink {
     }
 
     fn start_fetch(&mut self, io: &mut Io, rndv: Rendezvous, buf: RecvBuf, op: UcxOp) -> Result<()> {
-        let token = io.ops.insert(op) as u64;
-        let Some(worker) = io.live_worker() else { return Err(gone()) };
-        match worker.fetch(rndv, buf, token) {
+        let Some(engine) = io.engine_of(self.ep) else { return Err(gone()) };
+        let token = engine.ops.insert(op) as u64;
+        match engine.worker.fetch(rndv, buf, token) {
             Ok(()) => {
                 self.fetches += 1;
                 Ok(())
             }
             Err((error, _)) => {
-                io.ops.remove(token as usize);
+                engine.ops.remove(token as usize);
                 Err(error)
             }
         }
@@ -629,7 +646,7 @@ impl Backend for UcxLink {
                 self.start_fetch(io, rndv, buf, UcxOp::FetchFor { connection: core.key, reply })
             }
             (Held::Rendezvous(rndv), None) => {
-                if let Some(worker) = io.live_worker() {
+                if let Some(worker) = io.worker_of(self.ep) {
                     worker.refuse(rndv);
                 }
                 Ok(())
@@ -638,9 +655,11 @@ impl Backend for UcxLink {
     }
 
     fn close(&mut self, core: &mut ConnCore, io: &mut Io) {
-        io.close_endpoint(self.ep);
+        let orderly = core.shared.end().is_some_and(|e| matches!(e.kind(), ErrorKind::Closed | ErrorKind::PeerClosed));
+        let broken = if self.over_memory && !orderly { Broken::Perhaps } else { Broken::No };
+        io.close_endpoint(self.ep, broken);
         if self.inflight > 0 || self.fetches > 0 {
-            fail_operations(core, io);
+            fail_operations(core, io, self.ep);
         }
         io.poller.remove(&*self.stream);
         io.sources.remove(self.source);
@@ -654,10 +673,11 @@ impl Backend for UcxLink {
 
 /// Tells everyone who waits for an operation of this connection that it has ended. The operations keep their memory until
 /// UCX is done with them, which may take long: over shared memory, a dead peer's full queue holds them for ever.
-pub(super) fn fail_operations(core: &ConnCore, io: &mut Io) {
+pub(super) fn fail_operations(core: &ConnCore, io: &mut Io, ep: EndpointId) {
     let closed = || Error::new(ErrorKind::Closed, "the connection was closed");
     let end = core.shared.end().cloned().unwrap_or_else(closed);
-    for (_, op) in io.ops.iter_mut().filter(|(_, op)| op.connection() == core.key) {
+    let Some(engine) = io.engine_of(ep) else { return };
+    for (_, op) in engine.ops.iter_mut().filter(|(_, op)| op.connection() == core.key) {
         match op {
             UcxOp::Send { done, .. } => {
                 if let Some(mut done) = done.take() {
@@ -672,8 +692,8 @@ pub(super) fn fail_operations(core: &ConnCore, io: &mut Io) {
 
 impl Core {
     /// A send has ended.
-    pub(super) fn on_sent(&mut self, token: u64, result: Result<()>) {
-        let Some(UcxOp::Send { connection, done }) = self.io.ops.try_remove(token as usize) else { return };
+    pub(super) fn on_sent(&mut self, token: u64, op: Option<UcxOp>, result: Result<()>) {
+        let Some(UcxOp::Send { connection, done }) = op else { return };
         if let Some(done) = done {
             done.complete(result.clone());
         }
@@ -700,8 +720,8 @@ impl Core {
     }
 
     /// A fetch has ended.
-    pub(super) fn on_fetch_done(&mut self, token: u64, buf: RecvBuf, result: Result<()>) {
-        let Some(op) = self.io.ops.try_remove(token as usize) else { return };
+    pub(super) fn on_fetch_done(&mut self, op: Option<UcxOp>, buf: RecvBuf, result: Result<()>) {
+        let Some(op) = op else { return };
         let key = op.connection();
         let Some(conn) = self.conns.get_mut(key) else { return };
         let (core, io, failed) = (&mut conn.core, &mut self.io, result.is_err());

@@ -16,7 +16,7 @@ use super::{
     event::Event,
     returns::Ticket,
     status,
-    worker::{Core, Item, Worker},
+    worker::{Core, Item, Worker, WorkerId},
 };
 use crate::error::{Error, ErrorKind};
 
@@ -26,19 +26,25 @@ const MAX_WAITING: usize = 1024;
 /// A listener of one worker. It listens until it is closed or the worker ends.
 #[derive(Debug)]
 pub(crate) struct CmListener {
+    worker: WorkerId,
     index: usize,
-    port: u16,
+    addr: SocketAddr,
 }
 
 impl CmListener {
+    /// The worker that it is of.
+    pub(crate) fn worker(&self) -> WorkerId {
+        self.worker
+    }
+
     /// What its connection requests are marked with.
     pub(crate) fn index(&self) -> usize {
         self.index
     }
 
-    /// The port that it listens on.
-    pub(crate) fn port(&self) -> u16 {
-        self.port
+    /// What it listens at, with the port that it has got.
+    pub(crate) fn addr(&self) -> SocketAddr {
+        self.addr
     }
 }
 
@@ -130,12 +136,12 @@ impl Worker {
         let index = core.listeners.borrow().list.len();
         let listener = Listener { core: self.core_ptr(), index, handle: Cell::new(ptr::null_mut()) };
         let listener = NonNull::from(Box::leak(Box::new(listener)));
-        let addr = SockAddr::from(addr);
+        let sock_address = SockAddr::from(addr);
         // SAFETY: integers, pointers and optional functions: zero is valid.
         let mut params: sys::ucp_listener_params_t = unsafe { mem::zeroed() };
         params.field_mask =
             u64::from(sys::UCP_LISTENER_PARAM_FIELD_SOCK_ADDR | sys::UCP_LISTENER_PARAM_FIELD_CONN_HANDLER);
-        params.sockaddr = sock_addr(&addr);
+        params.sockaddr = sock_addr(&sock_address);
         params.conn_handler =
             sys::ucp_listener_conn_handler_t { cb: Some(on_request), arg: listener.as_ptr().cast::<c_void>() };
         let mut handle = ptr::null_mut();
@@ -156,7 +162,7 @@ impl Worker {
         let status = unsafe { core.ucx.ucp_listener_query(handle, &mut attr) };
         let port = socket_addr(&attr.sockaddr).map(|addr| addr.port());
         match (status::check(core.ucx, "asking a ucx listener for its port", status), port) {
-            (Ok(()), Some(port)) => Ok(CmListener { index, port }),
+            (Ok(()), Some(port)) => Ok(CmListener { worker: self.id(), index, addr: SocketAddr::new(addr.ip(), port) }),
             (result, _) => {
                 self.close_listener_at(index);
                 Err(result.err().unwrap_or_else(|| Error::new(ErrorKind::System, "a ucx listener without a port")))

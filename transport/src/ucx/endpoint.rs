@@ -30,7 +30,7 @@ use super::{
     callback,
     inspect::printed,
     status,
-    worker::{AM_ID, Core, Worker},
+    worker::{AM_ID, Core, Worker, WorkerId},
 };
 use crate::error::{Error, ErrorKind};
 
@@ -45,8 +45,17 @@ const MAX_CLOSING: usize = if cfg!(test) { 32 } else { 4096 };
 /// An endpoint of one worker. It goes stale when the endpoint is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct EndpointId {
+    worker: WorkerId,
     index: u32,
     generation: u32,
+}
+
+impl EndpointId {
+    /// The worker that made it.
+    #[inline]
+    pub(crate) fn worker(self) -> WorkerId {
+        self.worker
+    }
 }
 
 /// A place for an endpoint. It has a stable address for UCX's error callback and is reused, never freed before the worker.
@@ -74,7 +83,9 @@ pub(super) struct Slot {
 
 impl Slot {
     pub(super) fn id(&self) -> EndpointId {
-        EndpointId { index: self.index, generation: self.generation.get() }
+        // SAFETY: the core outlives its slots.
+        let worker = unsafe { self.core.as_ref() }.id;
+        EndpointId { worker, index: self.index, generation: self.generation.get() }
     }
 
     /// Whether a callback about `ep` is about this slot's present endpoint.

@@ -9,7 +9,7 @@ use std::{
     slice,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -45,10 +45,17 @@ const DROP_GRACE: Duration = Duration::from_millis(100);
 /// Workers that could not be destroyed, because the application or UCX still held something of theirs.
 static PARKED: AtomicU64 = AtomicU64::new(0);
 
+/// The number of the next worker.
+static NEXT: AtomicU32 = AtomicU32::new(1);
+
 /// Number of workers of this process that were abandoned with their memory, see [`Worker::shutdown`].
 pub(crate) fn parked_workers() -> u64 {
     PARKED.load(Ordering::Relaxed)
 }
+
+/// A worker of this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct WorkerId(u32);
 
 /// Whether the worker may sleep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,6 +102,7 @@ pub(super) enum Item {
 pub(super) struct Core {
     pub(super) ucx: &'static Ucx,
     pub(super) handle: ucp_worker_h,
+    pub(super) id: WorkerId,
     queue: RefCell<VecDeque<Item>>,
     pub(super) ops: RefCell<Ops>,
     pub(super) endpoints: RefCell<Table>,
@@ -126,6 +134,8 @@ pub(crate) struct Worker {
     checker: Checker,
     event_fd: RawFd,
     ended: bool,
+    /// Endpoints that wait to be closed are not waited for.
+    deaf: bool,
 }
 
 impl Worker {
@@ -147,6 +157,7 @@ impl Worker {
         let core = Box::new(Core {
             ucx,
             handle,
+            id: WorkerId(NEXT.fetch_add(1, Ordering::Relaxed)),
             queue: RefCell::default(),
             ops: RefCell::default(),
             endpoints: RefCell::default(),
@@ -161,8 +172,14 @@ impl Worker {
         });
         let core = NonNull::from(Box::leak(core));
         // From here on dropping it cleans up.
-        let mut worker =
-            Self { core, address: Box::default(), checker: Checker::default(), event_fd: -1, ended: false };
+        let mut worker = Self {
+            core,
+            address: Box::default(),
+            checker: Checker::default(),
+            event_fd: -1,
+            ended: false,
+            deaf: false,
+        };
         // The handler comes first: a message that finds none crashes UCX, and the address is what brings messages.
         worker.set_handler()?;
         worker.event_fd = worker.query_event_fd()?;
@@ -222,6 +239,12 @@ impl Worker {
         self.core
     }
 
+    /// Which of the process's workers it is.
+    #[inline]
+    pub(crate) fn id(&self) -> WorkerId {
+        self.core().id
+    }
+
     pub(super) fn checker(&self) -> Checker {
         self.checker
     }
@@ -263,6 +286,23 @@ impl Worker {
             ucs_status_t::UCS_ERR_BUSY => Ok(Armed::Busy),
             other => Err(status::error(core.ucx, "arming a ucx worker", other)),
         }
+    }
+
+    /// Whether UCX has something that it does not bring: it says busy although progress finds nothing. It may just have come, or
+    /// over shared memory somebody may be writing it, or have died while doing so.
+    #[cold]
+    pub(crate) fn has_unread(&mut self) -> bool {
+        const LOOKS: usize = 3;
+        const MOST: usize = 64;
+        for _ in 0..LOOKS {
+            let _ = (0..MOST).find(|_| self.progress() == 0 || self.has_events());
+            let core = self.core();
+            // SAFETY: a live worker of this thread. That it is armed changes nothing for whoever arms it again before sleeping.
+            if unsafe { core.ucx.ucp_worker_arm(core.handle) } == ucs_status_t::UCS_OK {
+                return false;
+            }
+        }
+        true
     }
 
     /// Whether [`poll_event`](Self::poll_event) has something.
@@ -325,6 +365,18 @@ impl Worker {
             && self.core().listeners.borrow().is_empty()
     }
 
+    /// Whether nothing is left but endpoints that wait to be closed, and operations of closed ones.
+    pub(crate) fn only_closes(&self) -> bool {
+        let left = Counters { dropped: 0, sends: 0, fetches: 0, ..self.inflight() };
+        left == (Counters { endpoints: self.core().closing.get(), ..Counters::default() })
+            && self.core().listeners.borrow().is_empty()
+    }
+
+    /// Whether nothing is outstanding, and no endpoint open.
+    pub(crate) fn is_unused(&self) -> bool {
+        Counters { dropped: 0, ..self.inflight() } == Counters::default()
+    }
+
     /// Whether some endpoints wait to be closed, and whether there is nothing else that uses the worker.
     #[inline]
     pub(crate) fn closing(&self) -> Option<OnlyClosing> {
@@ -360,6 +412,13 @@ impl Worker {
         self.end(deadline)
     }
 
+    /// As [`Self::shutdown`], at once, for a worker that receives nothing any more: endpoints that are not connected yet never will be,
+    /// and go with the worker.
+    pub(crate) fn shutdown_deaf(mut self) -> bool {
+        self.deaf = true;
+        self.end(Instant::now())
+    }
+
     fn end(&mut self, mut deadline: Instant) -> bool {
         self.ended = true;
         let mut patience = Some(Instant::now() + PATIENCE);
@@ -384,6 +443,13 @@ impl Worker {
             }
             if !worked && !drained {
                 let now = Instant::now();
+                let waiting = self.core().closing.get();
+                if self.deaf
+                    && (Counters { sends: 0, fetches: 0, ..left })
+                        == (Counters { endpoints: waiting, ..Counters::default() })
+                {
+                    break;
+                }
                 if self.core().closing.get() > 0 && patience.take_if(|until| now >= *until || now >= deadline).is_some()
                 {
                     deadline = deadline.max(now + RESET_GRACE);

@@ -10,7 +10,7 @@ fn loopback(port: u16) -> SocketAddr {
 }
 
 fn dial(group: &mut Group, listener: &CmListener) -> (EndpointId, ConnRequest) {
-    let client = group.workers[0].connect_cm(loopback(listener.port())).expect("dials");
+    let client = group.workers[0].connect_cm(loopback(listener.addr().port())).expect("dials");
     let (request, addr) = group.until("a connection request", |index, event| match event {
         Event::ConnRequest { request, client_addr, .. } if index == 1 => Some((request, client_addr)),
         other => panic!("unexpected at {index}: {other:?}"),
@@ -23,8 +23,8 @@ fn dial(group: &mut Group, listener: &CmListener) -> (EndpointId, ConnRequest) {
 pub(super) fn accept_and_talk() {
     let mut group = Group::of(2);
     let listener = group.workers[1].listen_cm(loopback(0)).expect("listens");
-    assert_ne!(listener.port(), 0);
-    let taken = group.workers[0].listen_cm(loopback(listener.port()));
+    assert_ne!(listener.addr().port(), 0);
+    let taken = group.workers[0].listen_cm(loopback(listener.addr().port()));
     println!("a second listener on the port: {taken:?}");
     let mut links = Vec::new();
     for _ in 0..3 {
@@ -106,7 +106,7 @@ pub(super) fn rejecter() {
     let mut group = Group::of(1);
     for how in WAYS {
         let listener = group.workers[0].listen_cm(loopback(0)).expect("listens");
-        println!("PORT {}", listener.port());
+        println!("PORT {}", listener.addr().port());
         let request = group.until("a connection request", |_, event| match event {
             Event::ConnRequest { request, .. } => Some(request),
             other => panic!("unexpected: {other:?}"),

@@ -191,7 +191,7 @@ pub(super) fn dialling() {
     let mut hand = Hand { group: Group::of(1) };
     let at = SocketAddr::from(([127, 0, 0, 1], 0));
     let listener = hand.group.workers[0].listen_cm(at).expect("listens");
-    let address: Address = format!("ucx+cm://127.0.0.1:{}", listener.port()).parse().expect("an address");
+    let address: Address = format!("ucx+cm://127.0.0.1:{}", listener.addr().port()).parse().expect("an address");
     let needed = [&4_u64.to_le_bytes()[..], &4_u64.to_le_bytes()].concat();
     for (answer, content, kind) in [
         (header(0, 4, 0, 0), NO_FEATURES.to_vec(), None),

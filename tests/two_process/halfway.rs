@@ -1,0 +1,155 @@
+//! A peer that dies while it writes into the shared-memory receive queue that all peers of a process write into: the others come
+//! through again.
+
+use std::time::Duration;
+
+use libtest_mimic::Trial;
+
+use crate::{
+    Outcome,
+    death::{BACKENDS, Backend, PATIENT},
+    process::{Line, Peer, now_us},
+    table,
+};
+
+/// How long new connections may take until it is clear that the queue is blocked, and they go elsewhere.
+const BLOCKED: Duration = Duration::from_secs(2);
+
+/// Who the survivor is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Survivor {
+    Client,
+    Server,
+}
+
+pub(crate) fn trials() -> Vec<Trial> {
+    let mut trials = Vec::new();
+    for backend in BACKENDS.iter().filter(|backend| ["ucx-posix", "ucx-sysv"].contains(&backend.name)) {
+        for (survivor, victim) in [(Survivor::Client, "server"), (Survivor::Server, "client")] {
+            for (company, others) in [("alone", false), ("among-others", true)] {
+                let name = format!("kill/halfway-{victim}-{company}/{}", backend.name);
+                trials.push(crate::retry::trial(name, move || dies_halfway(backend, survivor, others)));
+            }
+        }
+    }
+    trials.push(crate::retry::trial("kill/halfway-beside-tcp", beside_tcp));
+    trials
+}
+
+/// The survivor and another process: one of them listens.
+struct Pair<'a> {
+    backend: &'a Backend,
+    survivor: Survivor,
+    address: String,
+}
+
+impl Pair<'_> {
+    /// Their connection: its id here and there.
+    fn connect(&self, here: &mut Peer, there: &mut Peer) -> (String, String) {
+        let ask = format!("{} mode=idle {PATIENT}", self.address);
+        let id = |line: &Line| {
+            assert!(line.get("transport").starts_with(self.backend.lane), "{line:?}");
+            line.get("id").to_owned()
+        };
+        if self.survivor == Survivor::Client {
+            (id(&here.connect(&ask)), id(&there.expect("accepted")))
+        } else {
+            let there = id(&there.connect(&ask));
+            (id(&here.expect("accepted")), there)
+        }
+    }
+}
+
+fn dies_halfway(backend: &Backend, survivor: Survivor, others: bool) -> Outcome {
+    let listens = format!("ucx://127.0.0.1:0 mode=idle {PATIENT}");
+    let mut here = Peer::start("survivor", backend.env);
+    let own = if survivor == Survivor::Server { here.listen(&listens) } else { String::new() };
+    let start = |name| {
+        // UCX would tell of the signal at length.
+        let env: Vec<_> = backend.env.iter().copied().chain([("UCX_HANDLE_ERRORS", "none")]).collect();
+        let mut peer = Peer::start(name, &env);
+        let address = if survivor == Survivor::Client { peer.listen(&listens) } else { own.clone() };
+        (peer, Pair { backend, survivor, address })
+    };
+    let (mut bystander, bystanders) = start("bystander");
+    let (mut victim, victims) = start("victim");
+    let before = others.then(|| bystanders.connect(&mut here, &mut bystander));
+    let (id, at_victim) = victims.connect(&mut here, &mut victim);
+
+    let since = now_us();
+    victim.say(&format!("perish {at_victim}"));
+    let ended = here.expect_of("ended", &id);
+    table::check("dies while it writes, idle", backend.name, since, &ended);
+    assert_eq!(ended.get("kind"), "Reset", "{ended:?}");
+
+    // Whoever connects now, while it is not clear yet, is let in all the same.
+    let (again, there) = bystanders.connect(&mut here, &mut bystander);
+    let took = Duration::from_micros(now_us() - ended.number("at"));
+    assert!(took < BLOCKED, "new connections came to nothing for {took:?}");
+    for (peer, id) in [(&mut here, &again), (&mut bystander, &there)] {
+        peer.say(&format!("bodies {id} count=20 size=100000"));
+        assert_eq!(peer.expect_of("sent", id).get("ok"), "20");
+    }
+    assert_eq!(here.stat("ucx_blocked_workers"), 1, "the worker was given up for another reason, or not at all");
+
+    if let Some((here_id, there_id)) = before {
+        // Nothing that the bystander says arrives on it.
+        let lost = here.expect_of("ended", &here_id);
+        table::check("another died while it wrote, idle", backend.name, since, &lost);
+        assert_eq!(bystander.expect_of("ended", &there_id).get("pending"), "");
+    }
+    here.say(&format!("abort {again}"));
+    for (peer, id) in [(&mut here, &again), (&mut bystander, &there)] {
+        assert_eq!(peer.expect_of("ended", id).get("pending"), "");
+        peer.check_balance();
+    }
+    here.quit();
+    bystander.quit();
+    Ok(())
+}
+
+/// The blocked worker's connections over other transports go on, and its listeners of UCX's connection manager listen again.
+fn beside_tcp() -> Outcome {
+    const BOTH: &Backend =
+        &Backend { name: "ucx-posix,tcp", env: &[("UCX_TLS", "posix,tcp")], scheme: "ucx", lane: "ucx (posix" };
+    const TCP: &Backend = &Backend { name: "ucx-tcp", env: &[("UCX_TLS", "tcp")], scheme: "ucx", lane: "ucx (tcp" };
+    const CM: &Backend = &Backend { lane: "ucx (cm+tcp", ..*TCP };
+    const LISTENS: &str = "127.0.0.1:0 mode=idle";
+    let mut here = Peer::start("survivor", BOTH.env);
+    let address = here.listen(&format!("ucx://{LISTENS} {PATIENT}"));
+    let cm = here.listen(&format!("ucx+cm://{LISTENS} {PATIENT}"));
+    let pair = |backend, address: &str| Pair { backend, survivor: Survivor::Server, address: address.to_owned() };
+    let mut other = Peer::start("over tcp", TCP.env);
+    let (id, there) = pair(TCP, &address).connect(&mut here, &mut other);
+    let mut victim = Peer::start("victim", &[BOTH.env, &[("UCX_HANDLE_ERRORS", "none")]].concat());
+    let (victims, at_victim) = pair(BOTH, &address).connect(&mut here, &mut victim);
+
+    victim.say(&format!("perish {at_victim}"));
+    here.expect_of("ended", &victims);
+    let deadline = now_us() + BLOCKED.as_micros() as u64;
+    while here.stat("ucx_blocked_workers") == 0 {
+        assert!(now_us() < deadline, "the worker is not given up");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let bodies = |here: &mut Peer, other: &mut Peer, (id, there): (&str, &str)| {
+        for (peer, id) in [(here, id), (other, there)] {
+            peer.say(&format!("bodies {id} count=20 size=100000"));
+            assert_eq!(peer.expect_of("sent", id).get("ok"), "20");
+        }
+    };
+    let (knocked, knocking) = pair(CM, &cm).connect(&mut here, &mut other);
+    bodies(&mut here, &mut other, (&knocked, &knocking));
+    // Longer than it takes until those over shared memory end.
+    for _ in 0..4 {
+        bodies(&mut here, &mut other, (&id, &there));
+        std::thread::sleep(Duration::from_millis(800));
+    }
+    for id in [&id, &knocked] {
+        assert!(!here.has_said("ended"), "a connection over tcp has ended");
+        here.say(&format!("abort {id}"));
+        here.expect_of("ended", id);
+    }
+    here.check_balance();
+    here.quit();
+    Ok(())
+}

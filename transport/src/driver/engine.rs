@@ -1,0 +1,456 @@
+//! The UCX workers of a dispatcher: the one that new connections use, and earlier ones that still have connections.
+//!
+//! Over shared memory all peers of a worker write into one receive queue: a sender takes the next place, fills it and marks it as
+//! filled. One that is killed in between leaves a place that nobody will ever mark, and UCX reads nothing that comes behind it, from
+//! whomever (`uct/sm/mm/base`, 1.13). Nothing says so: progress finds nothing, and arming says that there is something. So when a
+//! connection over shared memory has broken while UCX says that, the worker is watched, and if it stays that way it is **retired**:
+//! new connections get a new worker, those over shared memory end, and the others stay with the old worker until they end.
+
+use std::time::{Duration, Instant};
+
+use slab::Slab;
+
+use super::{
+    conn::Link,
+    io::{Core, Io, Source, WorkerSlot},
+    pairing::Pairing,
+    ucx_link::UcxOp,
+};
+use crate::{
+    Error, ErrorKind,
+    event::poller::{Key, Poller},
+    ucx::{self, EndpointId, Event, WorkerId},
+};
+
+/// How long operations of closed endpoints may take to end before their worker is retired. They end within microseconds, or
+/// never.
+const STUCK: Duration = Duration::from_millis(100);
+
+/// How long endpoints may wait to be closed before the sockets of their worker are looked after. Most are closed within a round
+/// trip.
+const LATE: Duration = Duration::from_millis(200);
+
+/// How long the kernel tries to bring data to a peer when endpoints that wait for that are late. Minutes is its default. Longer
+/// than the deadlines that a connection is likely to have, since sockets that are in use get it as well.
+const GIVE_UP: Duration = Duration::from_secs(20);
+
+/// How long a receive queue may be silent, with something in it, before it counts as blocked for new connections. A sender that
+/// lives marks its place within microseconds, unless the system keeps it from running. To be wrong costs a worker more.
+const BLOCKED: Duration = Duration::from_millis(50);
+
+/// How long clients wait for the answer to their hellos, at most, until it is clear whether the receive queue is blocked.
+const UNCLEAR: Duration = Duration::from_millis(250);
+
+/// As many looks must have found it so: this thread may have been kept from running itself.
+const BLOCKED_LOOKS: u32 = 10;
+
+/// How long it may be silent before the connections that use it end. To be wrong costs connections.
+const DEAD: Duration = Duration::from_secs(2);
+
+/// A message that comes so long after a suspicion began was not in the queue when it did.
+const LATER: Duration = Duration::from_millis(100);
+
+/// Workers that may be retired at a time. Each has its memory and descriptors for as long as it has connections.
+const MAX_RETIRED: usize = 8;
+
+/// A suspicion that the receive queue is blocked.
+struct Doubt {
+    began: Instant,
+    /// Looks in all.
+    looks: u32,
+    /// Since when no message has come over shared memory, and looks since then.
+    silent: (Instant, u32),
+    /// Messages that had come over shared memory at the last look.
+    heard: u64,
+    /// A message has come that was sent after it began.
+    refuted: bool,
+    /// Endpoints that are closed when the doubt is over: UCX looks at the queue only while there are some that use it.
+    kept: Vec<EndpointId>,
+}
+
+impl Doubt {
+    fn new(now: Instant, heard: u64) -> Self {
+        Self { began: now, looks: 0, silent: (now, 0), heard, refuted: false, kept: Vec::new() }
+    }
+
+    /// Another look found something unread; `heard` messages have come in all.
+    fn look(&mut self, now: Instant, heard: u64) {
+        self.looks = self.looks.saturating_add(1);
+        self.silent.1 = self.silent.1.saturating_add(1);
+        if heard != self.heard {
+            self.heard = heard;
+            self.silent = (now, 0);
+            self.refuted |= self.looks > BLOCKED_LOOKS && now.saturating_duration_since(self.began) >= LATER;
+        }
+    }
+
+    fn is_silent_for(&self, now: Instant, how_long: Duration) -> bool {
+        let (since, looks) = self.silent;
+        looks >= BLOCKED_LOOKS && now.saturating_duration_since(since) >= how_long
+    }
+}
+
+/// Whether an endpoint's peer may have died while it wrote into our memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Broken {
+    Perhaps,
+    No,
+}
+
+/// A worker, and what belongs to it.
+pub(crate) struct Engine {
+    pub(crate) worker: ucx::Worker,
+    pub(crate) pairing: Pairing,
+    pub(crate) ops: Slab<UcxOp>,
+    /// Its descriptor in the poller.
+    source: Key,
+    /// Since when it has had nothing but operations of closed endpoints.
+    pub(super) stuck_since: Option<Instant>,
+    /// When endpoints that wait to be closed are late, and whether their sockets have a time limit already.
+    late: Option<(Instant, bool)>,
+    doubt: Option<Doubt>,
+    /// It was retired because its receive queue is blocked.
+    blocked: bool,
+    /// Messages that have come over shared memory while there was a doubt somewhere.
+    heard: u64,
+}
+
+impl Engine {
+    pub(super) fn new(worker: ucx::Worker, source: Key) -> Self {
+        Self {
+            worker,
+            pairing: Pairing::default(),
+            ops: Slab::new(),
+            source,
+            stuck_since: None,
+            late: None,
+            doubt: None,
+            blocked: false,
+            heard: 0,
+        }
+    }
+
+    /// Takes the operation that an event ends.
+    #[inline]
+    pub(super) fn op_of(&mut self, event: &Event) -> Option<UcxOp> {
+        match event {
+            Event::SendDone { token, .. } | Event::FetchDone { token, .. } => self.ops.try_remove(*token as usize),
+            _ => None,
+        }
+    }
+
+    fn close(&mut self, ep: EndpointId, broken: Broken, now: Instant) {
+        match broken {
+            Broken::Perhaps => match self.suspect(now) {
+                Some(doubt) => doubt.kept.push(ep),
+                None => self.worker.close(ep),
+            },
+            Broken::No => self.worker.close(ep),
+        }
+    }
+
+    /// Begins to doubt, if there is a reason.
+    fn suspect(&mut self, now: Instant) -> Option<&mut Doubt> {
+        if self.doubt.is_none() && self.worker.has_unread() {
+            self.doubt = Some(Doubt::new(now, self.heard));
+        }
+        self.doubt.as_mut()
+    }
+
+    fn resolve_doubt(&mut self) {
+        for ep in self.doubt.take().map(|doubt| doubt.kept).unwrap_or_default() {
+            self.worker.close(ep);
+        }
+    }
+
+    /// Looks at the doubt again; says whether the queue has been silent for `how_long`, with something in it.
+    fn is_blocked(&mut self, now: Instant, how_long: Duration) -> bool {
+        let Some(doubt) = &mut self.doubt else { return false };
+        let unread = self.worker.has_unread();
+        doubt.look(now, self.heard);
+        if !unread || doubt.refuted {
+            self.resolve_doubt();
+            return false;
+        }
+        doubt.is_silent_for(now, how_long)
+    }
+
+    /// Whether nothing but operations of closed endpoints is left, and has been for too long. If the receive queue is blocked,
+    /// endpoints that were closed while they were being connected never hear from their peers.
+    fn is_stuck(&mut self, now: Instant) -> bool {
+        let stuck = !self.ops.is_empty() && self.worker.is_stuck() || self.blocked && self.worker.only_closes();
+        if !stuck {
+            self.stuck_since = None;
+            return false;
+        }
+        let since = *self.stuck_since.get_or_insert(now);
+        now.saturating_duration_since(since) >= STUCK
+    }
+
+    /// Looks after endpoints that wait to be closed because their peers do not read: if the worker has no others, their sockets are
+    /// reset; else the kernel gives them up in time.
+    fn hasten_closing(&mut self, now: Instant, handshakes: bool) {
+        let Some(ucx::OnlyClosing(only)) = self.worker.closing() else {
+            self.late = None;
+            return;
+        };
+        let (at, limited) = self.late.get_or_insert((now + LATE, false));
+        if now < *at {
+            return;
+        }
+        // A peer that shakes hands may have connected to this worker already, before there is an endpoint here.
+        if only && !handshakes {
+            self.late = None;
+            let sockets = self.worker.reset_sockets();
+            tracing::debug!(sockets, "the peers of closed ucx endpoints do not read");
+        } else if !*limited {
+            *limited = true;
+            self.worker.limit_sockets(GIVE_UP);
+        }
+    }
+
+    /// Whether nothing uses it any more.
+    fn is_over(&mut self, now: Instant) -> bool {
+        self.worker.is_unused() || self.is_stuck(now)
+    }
+
+    /// Ends the worker; false if the application still holds memory of its.
+    pub(super) fn shutdown(
+        self,
+        poller: &Poller,
+        sources: &mut super::table::Table<Source>,
+        deadline: Instant,
+    ) -> bool {
+        poller.remove(&self.worker.event_fd());
+        sources.remove(self.source);
+        if self.blocked && self.worker.only_closes() {
+            return self.worker.shutdown_deaf();
+        }
+        self.worker.shutdown(deadline)
+    }
+}
+
+impl Io {
+    /// The workers that run, and what belongs to them; the one for new connections first.
+    #[inline]
+    pub(super) fn engines(&mut self) -> impl Iterator<Item = &mut Engine> {
+        let current = match &mut self.worker {
+            WorkerSlot::Ready(engine) => Some(engine),
+            _ => None,
+        };
+        current.into_iter().chain(&mut self.retired)
+    }
+
+    /// The worker of an endpoint, and what belongs to it.
+    #[inline]
+    pub(crate) fn engine_of(&mut self, ep: EndpointId) -> Option<&mut Engine> {
+        self.engine(ep.worker())
+    }
+
+    #[inline]
+    pub(crate) fn engine(&mut self, id: WorkerId) -> Option<&mut Engine> {
+        match &mut self.worker {
+            WorkerSlot::Ready(engine) if engine.worker.id() == id => Some(engine),
+            _ => self.retired.iter_mut().find(|engine| engine.worker.id() == id),
+        }
+    }
+
+    /// The worker of an endpoint.
+    #[inline]
+    pub(crate) fn worker_of(&mut self, ep: EndpointId) -> Option<&mut ucx::Worker> {
+        self.engine_of(ep).map(|engine| &mut engine.worker)
+    }
+
+    /// Closes an endpoint: what is in flight on it ends with events, now or later.
+    pub(super) fn close_endpoint(&mut self, ep: EndpointId, broken: Broken) {
+        self.forget_endpoint(ep);
+        let now = self.now;
+        if let Some(engine) = self.engine_of(ep) {
+            engine.close(ep, broken, now);
+            self.in_doubt |= engine.doubt.is_some();
+        }
+    }
+
+    /// A peer that knows of a worker has gone before there was an endpoint.
+    pub(super) fn suspect(&mut self, id: WorkerId) {
+        let now = self.now;
+        let doubtful = self.engine(id).is_some_and(|engine| engine.suspect(now).is_some());
+        self.in_doubt |= doubtful;
+    }
+
+    /// A message came over shared memory, while there is a doubt.
+    #[cold]
+    pub(super) fn heard_over_memory(&mut self, ep: EndpointId) {
+        if let Some(engine) = self.engine_of(ep) {
+            engine.heard += 1;
+        }
+    }
+
+    /// What has happened, and what it happened to.
+    #[inline]
+    pub(super) fn next_event(&mut self) -> Option<(Event, Option<UcxOp>, WorkerId)> {
+        for engine in self.engines() {
+            if let Some(event) = engine.worker.poll_event() {
+                let op = engine.op_of(&event);
+                return Some((event, op, engine.worker.id()));
+            }
+        }
+        None
+    }
+
+    /// Whether it will be clear soon if the worker for new connections receives anything. Openings that ask are looked at again.
+    #[cold]
+    pub(super) fn is_unclear(&mut self) -> bool {
+        let WorkerSlot::Ready(Engine { doubt: Some(doubt), .. }) = &self.worker else { return false };
+        let unclear = self.now.saturating_duration_since(doubt.began) < UNCLEAR;
+        self.openings_wait |= unclear;
+        unclear
+    }
+
+    /// The worker for new connections, if it runs.
+    pub(super) fn current_worker_id(&self) -> Option<WorkerId> {
+        match &self.worker {
+            WorkerSlot::Ready(engine) => Some(engine.worker.id()),
+            _ => None,
+        }
+    }
+
+    /// Ends all workers, for good: operations may take `grace` to end.
+    pub(super) fn end_workers(&mut self, grace: Duration) {
+        self.retire();
+        for engine in std::mem::take(&mut self.retired) {
+            if !engine.shutdown(&self.poller, &mut self.sources, Instant::now() + grace) {
+                tracing::warn!("the application still holds received ucx memory: its worker is left behind");
+            }
+        }
+    }
+
+    /// Puts the worker for new connections aside. It works on for as long as something uses it.
+    fn retire(&mut self) -> Option<WorkerId> {
+        if !matches!(self.worker, WorkerSlot::Ready(_)) {
+            return None;
+        }
+        let WorkerSlot::Ready(engine) = std::mem::replace(&mut self.worker, WorkerSlot::Unused) else { return None };
+        let id = engine.worker.id();
+        self.retired.push(engine);
+        Some(id)
+    }
+}
+
+impl Core {
+    /// What is late and no event tells: workers and endpoints that do not end. In a busy loop with each look at the poller, else after
+    /// each sleep.
+    pub(super) fn look_after_ucx(&mut self) {
+        let (now, handshakes) = (self.io.now, self.io.handshakes > 0);
+        for engine in self.io.engines() {
+            engine.hasten_closing(now, handshakes);
+        }
+        if let WorkerSlot::Ready(engine) = &mut self.io.worker {
+            let stuck = engine.is_stuck(now);
+            if stuck || engine.is_blocked(now, BLOCKED) {
+                self.retire(!stuck);
+            }
+        }
+        if !self.io.retired.is_empty() {
+            self.look_after_retired();
+        }
+        let in_doubt = self.io.engines().any(|engine| engine.doubt.is_some());
+        self.io.in_doubt = in_doubt;
+        if self.io.openings_wait {
+            self.io.openings_wait = false;
+            self.go_on_opening();
+        }
+        self.close_spares();
+    }
+
+    /// Looks again at openings that wait.
+    #[cold]
+    fn go_on_opening(&mut self) {
+        for key in self.conns.keys() {
+            if self.conns.get(key).is_some_and(|conn| !conn.link.is_open()) {
+                self.opening_step(key, |opening, core, io| opening.go_on(core, io));
+            }
+        }
+    }
+
+    #[cold]
+    fn retire(&mut self, blocked: bool) {
+        if self.io.retired.len() >= MAX_RETIRED {
+            self.end_first_retired();
+        }
+        let Some(id) = self.io.retire() else { return };
+        if let (true, Some(engine)) = (blocked, self.io.retired.last_mut()) {
+            engine.blocked = true;
+            self.io.shared.counters.ucx_blocked_workers.add(1);
+            tracing::warn!(
+                dispatcher = self.io.shared.id,
+                "a process was killed or stopped while it wrote into our shared-memory receive queue, and nothing behind that can \
+                 be read: new connections use a new ucx worker"
+            );
+        }
+        self.move_listeners(id);
+        for key in self.conns.keys() {
+            let waits = self.conns.get(key).is_some_and(|c| !c.link.is_open() && c.worker() == Some(id));
+            if waits {
+                self.opening_step(key, |opening, core, io| opening.on_retired(core, io));
+            }
+        }
+    }
+
+    /// Ends what uses the worker that was retired first.
+    #[cold]
+    fn end_first_retired(&mut self) {
+        let Some(id) = self.io.retired.first().map(|engine| engine.worker.id()) else { return };
+        for key in self.conns.keys() {
+            if self.conns.get(key).is_some_and(|conn| conn.worker() == Some(id)) {
+                self.end(
+                    key,
+                    Error::new(
+                        ErrorKind::Reset,
+                        "its ucx worker was retired long ago, and others since: connect again",
+                    ),
+                );
+            }
+        }
+        if let Some(at) = self.io.retired.iter().position(|engine| engine.worker.id() == id) {
+            let engine = self.io.retired.remove(at);
+            engine.shutdown(&self.io.poller, &mut self.io.sources, self.io.now);
+        }
+    }
+
+    /// Retired workers end when nothing uses them, and connections that can't receive any more end before.
+    #[cold]
+    fn look_after_retired(&mut self) {
+        let now = self.io.now;
+        for index in (0..self.io.retired.len()).rev() {
+            let engine = &mut self.io.retired[index];
+            let (dead, over, id) = (engine.is_blocked(now, DEAD), engine.is_over(now), engine.worker.id());
+            // What waited for the doubt's end waits no longer: only connections can be wronged now.
+            if let Some(doubt) = &mut engine.doubt {
+                let kept = std::mem::take(&mut doubt.kept);
+                kept.into_iter().for_each(|ep| engine.worker.close(ep));
+            }
+            if dead {
+                self.end_over_memory(id);
+            } else if over && !self.conns.values().any(|conn| conn.worker() == Some(id)) {
+                let engine = self.io.retired.remove(index);
+                engine.shutdown(&self.io.poller, &mut self.io.sources, now);
+            }
+        }
+    }
+
+    /// Ends the connections over shared memory of a worker that can't receive that way any more.
+    #[cold]
+    fn end_over_memory(&mut self, id: WorkerId) {
+        for key in self.conns.keys() {
+            let Some(conn) = self.conns.get(key) else { continue };
+            if matches!(&conn.link, Link::Ucx(link) if link.over_memory && link.ep.worker() == id) {
+                let text = "a process that was killed while it wrote into our shared-memory receive queue has blocked it: connect again";
+                self.end(key, Error::new(ErrorKind::Reset, text));
+            }
+        }
+        if let Some(engine) = self.io.engine(id) {
+            engine.resolve_doubt();
+        }
+    }
+}
