@@ -15,6 +15,7 @@ mod am;
 mod callback;
 mod cm;
 mod context;
+mod doubt;
 mod endpoint;
 mod event;
 pub(crate) mod inspect;
@@ -30,6 +31,7 @@ mod worker;
 
 pub(crate) use cm::{CmListener, ConnRequest};
 pub(crate) use context::Context;
+pub(crate) use doubt::{Doubt, Verdict};
 pub(crate) use endpoint::EndpointId;
 pub(crate) use event::Event;
 pub(crate) use op::{Mode, Payload, Sent};

@@ -1,10 +1,10 @@
 //! The UCX workers of a dispatcher: the one that new connections use, and earlier ones that still have connections.
 //!
-//! Over shared memory all peers of a worker write into one receive queue: a sender takes the next place, fills it and marks it as
-//! filled. One that is killed in between leaves a place that nobody will ever mark, and UCX reads nothing that comes behind it, from
-//! whomever (`uct/sm/mm/base`, 1.13). Nothing says so: progress finds nothing, and arming says that there is something. So when a
-//! connection over shared memory has broken while UCX says that, the worker is watched, and if it stays that way it is **retired**:
-//! new connections get a new worker, those over shared memory end, and the others stay with the old worker until they end.
+//! A peer that is killed while it writes into a worker's shared-memory receive queue blocks it for all others (`ucx/doubt.rs`). So
+//! when a connection over shared memory has broken while UCX has something that it does not bring, the worker is watched. If it stays
+//! that way the worker is **retired**: new connections get a new one, those over shared memory end, and the others stay with the old
+//! worker until they end. A worker is retired as well when operations of closed endpoints do not end: only its own end gives their
+//! memory back.
 
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ use super::{
 use crate::{
     Error, ErrorKind,
     event::poller::{Key, Poller},
-    ucx::{self, EndpointId, Event, WorkerId},
+    ucx::{self, Doubt, EndpointId, Verdict, WorkerId},
 };
 
 /// How long operations of closed endpoints may take to end before their worker is retired. They end within microseconds, or
@@ -41,54 +41,11 @@ const BLOCKED: Duration = Duration::from_millis(50);
 /// How long clients wait for the answer to their hellos, at most, until it is clear whether the receive queue is blocked.
 const UNCLEAR: Duration = Duration::from_millis(250);
 
-/// As many looks must have found it so: this thread may have been kept from running itself.
-const BLOCKED_LOOKS: u32 = 10;
-
 /// How long it may be silent before the connections that use it end. To be wrong costs connections.
 const DEAD: Duration = Duration::from_secs(2);
 
-/// A message that comes so long after a suspicion began was not in the queue when it did.
-const LATER: Duration = Duration::from_millis(100);
-
 /// Workers that may be retired at a time. Each has its memory and descriptors for as long as it has connections.
 const MAX_RETIRED: usize = 8;
-
-/// A suspicion that the receive queue is blocked.
-struct Doubt {
-    began: Instant,
-    /// Looks in all.
-    looks: u32,
-    /// Since when no message has come over shared memory, and looks since then.
-    silent: (Instant, u32),
-    /// Messages that had come over shared memory at the last look.
-    heard: u64,
-    /// A message has come that was sent after it began.
-    refuted: bool,
-    /// Endpoints that are closed when the doubt is over: UCX looks at the queue only while there are some that use it.
-    kept: Vec<EndpointId>,
-}
-
-impl Doubt {
-    fn new(now: Instant, heard: u64) -> Self {
-        Self { began: now, looks: 0, silent: (now, 0), heard, refuted: false, kept: Vec::new() }
-    }
-
-    /// Another look found something unread; `heard` messages have come in all.
-    fn look(&mut self, now: Instant, heard: u64) {
-        self.looks = self.looks.saturating_add(1);
-        self.silent.1 = self.silent.1.saturating_add(1);
-        if heard != self.heard {
-            self.heard = heard;
-            self.silent = (now, 0);
-            self.refuted |= self.looks > BLOCKED_LOOKS && now.saturating_duration_since(self.began) >= LATER;
-        }
-    }
-
-    fn is_silent_for(&self, now: Instant, how_long: Duration) -> bool {
-        let (since, looks) = self.silent;
-        looks >= BLOCKED_LOOKS && now.saturating_duration_since(since) >= how_long
-    }
-}
 
 /// Whether an endpoint's peer may have died while it wrote into our memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,6 +66,8 @@ pub(crate) struct Engine {
     /// When endpoints that wait to be closed are late, and whether their sockets have a time limit already.
     late: Option<(Instant, bool)>,
     doubt: Option<Doubt>,
+    /// Endpoints that are closed when the doubt is over: UCX looks at the queue only while there are some that use it.
+    kept: Vec<EndpointId>,
     /// It was retired because its receive queue is blocked.
     blocked: bool,
     /// Messages that have come over shared memory while there was a doubt somewhere.
@@ -125,40 +84,46 @@ impl Engine {
             stuck_since: None,
             late: None,
             doubt: None,
+            kept: Vec::new(),
             blocked: false,
             heard: 0,
         }
     }
 
-    /// Takes the operation that an event ends.
+    /// Lets UCX work until it has brought something or nothing is left, at most so many times.
     #[inline]
-    pub(super) fn op_of(&mut self, event: &Event) -> Option<UcxOp> {
-        match event {
-            Event::SendDone { token, .. } | Event::FetchDone { token, .. } => self.ops.try_remove(*token as usize),
-            _ => None,
+    pub(super) fn progress(&mut self, most: usize) -> bool {
+        let mut worked = false;
+        for _ in 0..most {
+            if self.worker.progress() == 0 {
+                break;
+            }
+            worked = true;
+            if self.worker.has_events() {
+                break;
+            }
         }
+        worked
     }
 
     fn close(&mut self, ep: EndpointId, broken: Broken, now: Instant) {
-        match broken {
-            Broken::Perhaps => match self.suspect(now) {
-                Some(doubt) => doubt.kept.push(ep),
-                None => self.worker.close(ep),
-            },
-            Broken::No => self.worker.close(ep),
+        if broken == Broken::Perhaps && self.suspect(now) {
+            self.kept.push(ep);
+        } else {
+            self.worker.close(ep);
         }
     }
 
-    /// Begins to doubt, if there is a reason.
-    fn suspect(&mut self, now: Instant) -> Option<&mut Doubt> {
+    /// Whether there is a doubt; it begins if there is a reason.
+    fn suspect(&mut self, now: Instant) -> bool {
         if self.doubt.is_none() && self.worker.has_unread() {
             self.doubt = Some(Doubt::new(now, self.heard));
         }
-        self.doubt.as_mut()
+        self.doubt.is_some()
     }
 
-    fn resolve_doubt(&mut self) {
-        for ep in self.doubt.take().map(|doubt| doubt.kept).unwrap_or_default() {
+    fn close_kept(&mut self) {
+        for ep in std::mem::take(&mut self.kept) {
             self.worker.close(ep);
         }
     }
@@ -166,13 +131,14 @@ impl Engine {
     /// Looks at the doubt again; says whether the queue has been silent for `how_long`, with something in it.
     fn is_blocked(&mut self, now: Instant, how_long: Duration) -> bool {
         let Some(doubt) = &mut self.doubt else { return false };
-        let unread = self.worker.has_unread();
-        doubt.look(now, self.heard);
-        if !unread || doubt.refuted {
-            self.resolve_doubt();
-            return false;
+        match doubt.look(now, self.worker.has_unread(), self.heard) {
+            Verdict::Silent(time) => time >= how_long,
+            Verdict::Free => {
+                self.doubt = None;
+                self.close_kept();
+                false
+            }
         }
-        doubt.is_silent_for(now, how_long)
     }
 
     /// Whether nothing but operations of closed endpoints is left, and has been for too long. If the receive queue is blocked,
@@ -274,7 +240,7 @@ impl Io {
     /// A peer that knows of a worker has gone before there was an endpoint.
     pub(super) fn suspect(&mut self, id: WorkerId) {
         let now = self.now;
-        let doubtful = self.engine(id).is_some_and(|engine| engine.suspect(now).is_some());
+        let doubtful = self.engine(id).is_some_and(|engine| engine.suspect(now));
         self.in_doubt |= doubtful;
     }
 
@@ -286,23 +252,26 @@ impl Io {
         }
     }
 
-    /// What has happened, and what it happened to.
+    /// A worker that has events, if one has.
     #[inline]
-    pub(super) fn next_event(&mut self) -> Option<(Event, Option<UcxOp>, WorkerId)> {
-        for engine in self.engines() {
-            if let Some(event) = engine.worker.poll_event() {
-                let op = engine.op_of(&event);
-                return Some((event, op, engine.worker.id()));
-            }
+    pub(super) fn engine_with_events(&mut self) -> Option<&mut Engine> {
+        match &mut self.worker {
+            WorkerSlot::Ready(engine) if engine.worker.has_events() => Some(engine),
+            _ => self.retired.iter_mut().find(|engine| engine.worker.has_events()),
         }
-        None
+    }
+
+    /// Takes the operation that an event of a worker ends.
+    #[inline]
+    pub(super) fn take_op(&mut self, worker: WorkerId, token: u64) -> Option<UcxOp> {
+        self.engine(worker)?.ops.try_remove(token as usize)
     }
 
     /// Whether it will be clear soon if the worker for new connections receives anything. Openings that ask are looked at again.
     #[cold]
     pub(super) fn is_unclear(&mut self) -> bool {
         let WorkerSlot::Ready(Engine { doubt: Some(doubt), .. }) = &self.worker else { return false };
-        let unclear = self.now.saturating_duration_since(doubt.began) < UNCLEAR;
+        let unclear = doubt.age(self.now) < UNCLEAR;
         self.openings_wait |= unclear;
         unclear
     }
@@ -425,11 +394,8 @@ impl Core {
         for index in (0..self.io.retired.len()).rev() {
             let engine = &mut self.io.retired[index];
             let (dead, over, id) = (engine.is_blocked(now, DEAD), engine.is_over(now), engine.worker.id());
-            // What waited for the doubt's end waits no longer: only connections can be wronged now.
-            if let Some(doubt) = &mut engine.doubt {
-                let kept = std::mem::take(&mut doubt.kept);
-                kept.into_iter().for_each(|ep| engine.worker.close(ep));
-            }
+            // It was about new connections; for those that are left the queue is looked at while they use it.
+            engine.close_kept();
             if dead {
                 self.end_over_memory(id);
             } else if over && !self.conns.values().any(|conn| conn.worker() == Some(id)) {
@@ -450,7 +416,7 @@ impl Core {
             }
         }
         if let Some(engine) = self.io.engine(id) {
-            engine.resolve_doubt();
+            engine.doubt = None;
         }
     }
 }

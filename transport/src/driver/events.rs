@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use super::{
     conn::Link,
-    engine::Engine,
-    io::{Core, Source, Timer},
+    io::{Core, Source, Timer, WorkerSlot},
     opening::NO_TOKEN,
     receive,
 };
@@ -26,17 +25,12 @@ impl Core {
     /// Lets UCX work until it has brought something or nothing is left, or the turn is long enough. What it has brought
     /// is not kept waiting for a look that finds nothing more: the next turn is soon.
     pub(super) fn progress(&mut self) -> bool {
-        let mut worked = false;
-        for Engine { worker, .. } in self.io.engines() {
-            for _ in 0..PROGRESS_PER_TURN {
-                if worker.progress() == 0 {
-                    break;
-                }
-                worked = true;
-                if worker.has_events() {
-                    break;
-                }
-            }
+        let mut worked = match &mut self.io.worker {
+            WorkerSlot::Ready(engine) => engine.progress(PROGRESS_PER_TURN),
+            _ => false,
+        };
+        for engine in &mut self.io.retired {
+            worked |= engine.progress(PROGRESS_PER_TURN);
         }
         worked
     }
@@ -44,15 +38,17 @@ impl Core {
     /// Acts on what UCX's callbacks have left.
     pub(super) fn take_events(&mut self) -> bool {
         for taken in 0..EVENTS_PER_TURN {
-            let Some((event, op, worker)) = self.io.next_event() else { return taken > 0 };
+            let Some(engine) = self.io.engine_with_events() else { return taken > 0 };
+            let worker = engine.worker.id();
+            let Some(event) = engine.worker.poll_event() else { return taken > 0 };
             match event {
                 Event::Message { header, data, from: None } => self.on_message(&header, data),
                 Event::Message { header, data, from: Some(ep) } => self.on_cm_message(ep, &header, data),
                 Event::Announced { header, rndv, from: None } => self.on_announced(&header, rndv),
                 Event::Announced { header, rndv, from: Some(ep) } => self.on_cm_announced(ep, &header, rndv),
                 Event::SendDone { token: NO_TOKEN, .. } => {}
-                Event::SendDone { token, result } => self.on_sent(token, op, result),
-                Event::FetchDone { buf, result, .. } => self.on_fetch_done(op, buf, result),
+                Event::SendDone { token, result } => self.on_sent(worker, token, result),
+                Event::FetchDone { token, buf, result } => self.on_fetch_done(worker, token, buf, result),
                 Event::EndpointFailed { ep, error } => self.on_endpoint_failed(ep, error),
                 Event::ConnRequest { listener, request, client_addr } => {
                     self.on_cm_request(worker, listener, request, client_addr);

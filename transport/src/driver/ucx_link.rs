@@ -25,7 +25,7 @@ use crate::{
         hello::{self, Message},
     },
     tcp::{BufKind, Stream},
-    ucx::{EndpointId, Mode, Payload, Rendezvous, Sent},
+    ucx::{EndpointId, Mode, Payload, Rendezvous, Sent, WorkerId},
 };
 
 /// Frames up to this size, bytes, are copied into one contiguous message: cheaper than a second slice or a reference.
@@ -692,8 +692,8 @@ pub(super) fn fail_operations(core: &ConnCore, io: &mut Io, ep: EndpointId) {
 
 impl Core {
     /// A send has ended.
-    pub(super) fn on_sent(&mut self, token: u64, op: Option<UcxOp>, result: Result<()>) {
-        let Some(UcxOp::Send { connection, done }) = op else { return };
+    pub(super) fn on_sent(&mut self, worker: WorkerId, token: u64, result: Result<()>) {
+        let Some(UcxOp::Send { connection, done }) = self.io.take_op(worker, token) else { return };
         if let Some(done) = done {
             done.complete(result.clone());
         }
@@ -720,8 +720,8 @@ impl Core {
     }
 
     /// A fetch has ended.
-    pub(super) fn on_fetch_done(&mut self, op: Option<UcxOp>, buf: RecvBuf, result: Result<()>) {
-        let Some(op) = op else { return };
+    pub(super) fn on_fetch_done(&mut self, worker: WorkerId, token: u64, buf: RecvBuf, result: Result<()>) {
+        let Some(op) = self.io.take_op(worker, token) else { return };
         let key = op.connection();
         let Some(conn) = self.conns.get_mut(key) else { return };
         let (core, io, failed) = (&mut conn.core, &mut self.io, result.is_err());
