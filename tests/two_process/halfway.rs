@@ -33,6 +33,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         }
     }
     trials.push(crate::retry::trial("kill/halfway-beside-tcp", beside_tcp));
+    trials.push(crate::retry::trial("kill/halfway-many-times", many_times));
     trials
 }
 
@@ -108,48 +109,98 @@ fn dies_halfway(backend: &Backend, survivor: Survivor, others: bool) -> Outcome 
     Ok(())
 }
 
-/// The blocked worker's connections over other transports go on, and its listeners of UCX's connection manager listen again.
-fn beside_tcp() -> Outcome {
-    const BOTH: &Backend =
-        &Backend { name: "ucx-posix,tcp", env: &[("UCX_TLS", "posix,tcp")], scheme: "ucx", lane: "ucx (posix" };
-    const TCP: &Backend = &Backend { name: "ucx-tcp", env: &[("UCX_TLS", "tcp")], scheme: "ucx", lane: "ucx (tcp" };
-    const CM: &Backend = &Backend { lane: "ucx (cm+tcp", ..*TCP };
-    const LISTENS: &str = "127.0.0.1:0 mode=idle";
-    let mut here = Peer::start("survivor", BOTH.env);
-    let address = here.listen(&format!("ucx://{LISTENS} {PATIENT}"));
-    let cm = here.listen(&format!("ucx+cm://{LISTENS} {PATIENT}"));
-    let pair = |backend, address: &str| Pair { backend, survivor: Survivor::Server, address: address.to_owned() };
-    let mut other = Peer::start("over tcp", TCP.env);
-    let (id, there) = pair(TCP, &address).connect(&mut here, &mut other);
-    let mut victim = Peer::start("victim", &[BOTH.env, &[("UCX_HANDLE_ERRORS", "none")]].concat());
-    let (victims, at_victim) = pair(BOTH, &address).connect(&mut here, &mut victim);
+const BOTH: &Backend =
+    &Backend { name: "ucx-posix,tcp", env: &[("UCX_TLS", "posix,tcp")], scheme: "ucx", lane: "ucx (posix" };
+const TCP: &Backend = &Backend { name: "ucx-tcp", env: &[("UCX_TLS", "tcp")], scheme: "ucx", lane: "ucx (tcp" };
+const CM: &Backend = &Backend { lane: "ucx (cm+tcp", ..*TCP };
 
-    victim.say(&format!("perish {at_victim}"));
-    here.expect_of("ended", &victims);
-    let deadline = now_us() + BLOCKED.as_micros() as u64;
-    while here.stat("ucx_blocked_workers") == 0 {
-        assert!(now_us() < deadline, "the worker is not given up");
-        std::thread::sleep(Duration::from_millis(20));
+/// A listener that receives over shared memory and over tcp, and a process that speaks tcp to it.
+struct Mixed {
+    here: Peer,
+    address: String,
+    other: Peer,
+}
+
+impl Mixed {
+    fn new() -> Self {
+        let mut here = Peer::start("survivor", BOTH.env);
+        let address = here.listen(&format!("ucx://127.0.0.1:0 mode=idle {PATIENT}"));
+        Self { here, address, other: Peer::start("over tcp", TCP.env) }
     }
-    let bodies = |here: &mut Peer, other: &mut Peer, (id, there): (&str, &str)| {
-        for (peer, id) in [(here, id), (other, there)] {
+
+    /// A connection over tcp: its ids here and there.
+    fn connect(&mut self, backend: &Backend, address: &str) -> (String, String) {
+        let pair = Pair { backend, survivor: Survivor::Server, address: address.to_owned() };
+        pair.connect(&mut self.here, &mut self.other)
+    }
+
+    /// A process blocks the receive queue, and the worker is given up for it, the `nth` time.
+    fn block(&mut self, nth: u64) {
+        let mut victim = Peer::start("victim", &[BOTH.env, &[("UCX_HANDLE_ERRORS", "none")]].concat());
+        let pair = Pair { backend: BOTH, survivor: Survivor::Server, address: self.address.clone() };
+        let (id, at_victim) = pair.connect(&mut self.here, &mut victim);
+        victim.say(&format!("perish {at_victim}"));
+        self.here.expect_of("ended", &id);
+        let deadline = now_us() + BLOCKED.as_micros() as u64;
+        while self.here.stat("ucx_blocked_workers") < nth {
+            assert!(now_us() < deadline, "the worker is not given up");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Bodies go both ways.
+    fn use_it(&mut self, (id, there): &(String, String)) {
+        for (peer, id) in [(&mut self.here, id), (&mut self.other, there)] {
             peer.say(&format!("bodies {id} count=20 size=100000"));
             assert_eq!(peer.expect_of("sent", id).get("ok"), "20");
         }
-    };
-    let (knocked, knocking) = pair(CM, &cm).connect(&mut here, &mut other);
-    bodies(&mut here, &mut other, (&knocked, &knocking));
+    }
+
+    /// Ends what is left, all of which still lives.
+    fn finish(mut self, ids: &[(String, String)]) {
+        assert!(!self.here.has_said("ended"), "a connection over tcp has ended");
+        for (id, _) in ids {
+            self.here.say(&format!("abort {id}"));
+            self.here.expect_of("ended", id);
+        }
+        self.here.check_balance();
+        self.here.quit();
+    }
+}
+
+/// The blocked worker's connections over other transports go on, and its listeners of UCX's connection manager listen again.
+fn beside_tcp() -> Outcome {
+    let mut mixed = Mixed::new();
+    let cm = mixed.here.listen(&format!("ucx+cm://127.0.0.1:0 mode=idle {PATIENT}"));
+    let address = mixed.address.clone();
+    let before = mixed.connect(TCP, &address);
+    mixed.block(1);
+    let knocked = mixed.connect(CM, &cm);
+    mixed.use_it(&knocked);
     // Longer than it takes until those over shared memory end.
     for _ in 0..4 {
-        bodies(&mut here, &mut other, (&id, &there));
+        mixed.use_it(&before);
         std::thread::sleep(Duration::from_millis(800));
     }
-    for id in [&id, &knocked] {
-        assert!(!here.has_said("ended"), "a connection over tcp has ended");
-        here.say(&format!("abort {id}"));
-        here.expect_of("ended", id);
+    mixed.finish(&[before, knocked]);
+    Ok(())
+}
+
+/// Workers that were given up don't pile up: the first goes when there are too many, and what used it ends.
+fn many_times() -> Outcome {
+    const KEPT: usize = 8;
+    let mut mixed = Mixed::new();
+    let address = mixed.address.clone();
+    let mut connections = Vec::new();
+    for nth in 1..=KEPT + 1 {
+        connections.push(mixed.connect(TCP, &address));
+        mixed.block(nth as u64);
     }
-    here.check_balance();
-    here.quit();
+    let (first, _) = connections.remove(0);
+    assert_eq!(mixed.here.expect_of("ended", &first).get("kind"), "Reset");
+    for connection in &connections {
+        mixed.use_it(connection);
+    }
+    mixed.finish(&connections);
     Ok(())
 }

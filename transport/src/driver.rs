@@ -19,6 +19,7 @@ mod mem_link;
 mod opening;
 mod pace;
 mod pairing;
+mod proving;
 mod receive;
 mod run;
 mod send;
@@ -27,9 +28,11 @@ mod stall;
 pub(crate) mod table;
 mod tasks;
 mod tcp_link;
+mod terms;
 #[cfg(feature = "tokio")]
 mod tokio;
 mod ucx_link;
+mod ucx_recv;
 
 use std::{
     cell::{Cell, RefCell},

@@ -18,6 +18,7 @@ mod context;
 mod doubt;
 mod endpoint;
 mod event;
+mod ids;
 pub(crate) mod inspect;
 mod memlock;
 mod op;
@@ -32,11 +33,11 @@ mod worker;
 pub(crate) use cm::{CmListener, ConnRequest};
 pub(crate) use context::Context;
 pub(crate) use doubt::{Doubt, Verdict};
-pub(crate) use endpoint::EndpointId;
 pub(crate) use event::Event;
+pub(crate) use ids::{EndpointId, WorkerId};
 pub(crate) use op::{Mode, Payload, Sent};
 pub(crate) use returns::Rendezvous;
-pub(crate) use worker::{Armed, OnlyClosing, Worker, WorkerId, parked_workers};
+pub(crate) use worker::{Armed, OnlyClosing, Worker, parked_workers};
 
 /// Largest AM header that is sent or accepted, bytes. UCX's own limit depends on the lanes (8.1 KiB here), is not checked
 /// by it, and is fatal when a rendezvous announcement exceeds it.

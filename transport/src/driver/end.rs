@@ -11,8 +11,9 @@ use super::{
     ConnCore,
     conn::{Conn, Link},
     io::{Core, Io, Source, Timer},
-    opening::{Opened, granted},
+    opening::Opened,
     send::Pumped,
+    terms::granted,
     ucx_link::UcxLink,
 };
 use crate::{
@@ -81,7 +82,7 @@ impl Conn {
             }
             _ => {}
         }
-        self.close_when_sent(io)?;
+        self.close_when_sent()?;
         while let Some(action) = self.core.session.life.poll() {
             match action {
                 Action::SendGoodbye(count) => {
@@ -99,7 +100,7 @@ impl Conn {
     }
 
     /// Says goodbye when everything that was queued is gone.
-    fn close_when_sent(&mut self, io: &mut Io) -> Result<()> {
+    fn close_when_sent(&mut self) -> Result<()> {
         use crate::proto::lifecycle::State;
         let Some(backend) = self.link.backend() else { return Ok(()) };
         if self.core.session.life.is_completing() {
@@ -117,7 +118,6 @@ impl Conn {
             }
             _ => self.core.session.life.on_all_sent(sent),
         }
-        let _ = io;
         Ok(())
     }
 

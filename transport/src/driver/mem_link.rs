@@ -78,7 +78,7 @@ pub(crate) fn party(core: &ConnCore) -> (MemParty, MemInbox) {
         key: core.key,
         inbox,
         gone: gone.clone(),
-        credit: super::opening::granted(&core.config),
+        credit: super::terms::granted(&core.config),
         max_message: core.config.max_message,
         max_head: core.config.max_head,
     };

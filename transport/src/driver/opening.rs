@@ -7,10 +7,9 @@
 
 use std::{
     collections::VecDeque,
-    hash::{BuildHasher, Hasher, RandomState},
     io,
     net::SocketAddr,
-    sync::{Arc, OnceLock, atomic::Ordering},
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -20,22 +19,20 @@ use super::{
     ConnCore, Io,
     conn::Link,
     dial,
-    engine::Broken,
     mem_link::MemInbox,
     pairing::NoEndpoint,
+    proving::{connect, connect_back, unusable},
     send::Numbering,
     tcp_link::TcpLink,
-    ucx_link::{self, UcxLink},
+    terms::{Terms, local},
 };
 use crate::{
     Address, Error, ErrorKind, FallbackReason, Result,
-    config::ConnectionConfig,
-    connection::{ConnectionInfo, MAX_DELIVERED, Transport},
+    connection::{ConnectionInfo, Transport},
     event::poller::Key,
     framing::{Detect, Framer},
     proto::{
-        header::{Credit, FrameHeader, Kind, MAX_HEADER},
-        hello::{self, Accept, ClientHello, Decoded, Fallback, MAGIC, Message, Ready, Reject, UcxInfo, Want},
+        hello::{self, Accept, ClientHello, Decoded, MAGIC, Message, Ready, Reject, Want},
         negotiate::{self, Answer, Local, Policy, RejectCode, Verdict},
     },
     tcp::{Mode, ReadLimits, Stream},
@@ -52,38 +49,6 @@ const MAX_DETECT: usize = 64;
 pub(super) enum Role {
     Dial,
     Accept,
-}
-
-/// What the peer said of itself.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Terms {
-    key: Key,
-    credit: Credit,
-    max_message: u64,
-    max_head: u32,
-    keepalive_ms: u32,
-}
-
-impl Terms {
-    fn interval(self) -> Option<Duration> {
-        (self.keepalive_ms > 0).then(|| Duration::from_millis(u64::from(self.keepalive_ms)))
-    }
-}
-
-impl From<&ClientHello> for Terms {
-    fn from(hello: &ClientHello) -> Self {
-        let key = Key { index: hello.conn, generation: hello.generation };
-        let ClientHello { credit, max_message, max_head, keepalive_ms, .. } = *hello;
-        Self { key, credit, max_message, max_head, keepalive_ms }
-    }
-}
-
-impl From<&Accept> for Terms {
-    fn from(accept: &Accept) -> Self {
-        let key = Key { index: accept.conn, generation: accept.generation };
-        let Accept { credit, max_message, max_head, keepalive_ms, .. } = *accept;
-        Self { key, credit, max_message, max_head, keepalive_ms }
-    }
 }
 
 pub(super) enum Stage {
@@ -147,56 +112,6 @@ pub(super) struct Opened {
     pub(super) peer_interval: Option<Duration>,
 }
 
-/// What this configuration lets a peer send.
-pub(super) fn granted(config: &ConnectionConfig) -> Credit {
-    Credit { messages: config.recv_window_frames.clamp(1, MAX_DELIVERED), bytes: config.recv_window_bytes.max(1) }
-}
-
-/// A number for this process that no other has, nor an earlier one under the same address.
-fn process_id() -> [u8; 16] {
-    static ID: OnceLock<[u8; 16]> = OnceLock::new();
-    *ID.get_or_init(|| {
-        let random = || RandomState::new().build_hasher().finish().to_le_bytes();
-        let mut id = [0; 16];
-        id[..8].copy_from_slice(&random());
-        id[8..].copy_from_slice(&random());
-        id
-    })
-}
-
-/// What this side brings into the negotiation.
-fn local(core: &ConnCore, io: &mut Io, policy: Policy) -> Local {
-    let ucx = match policy {
-        Policy::TcpOnly => Err(FallbackReason::Disabled("this address is tcp only".into())),
-        Policy::Auto | Policy::UcxRequired => ucx_info(io),
-    };
-    let keepalive = core.config.keepalive.map_or(0, |k| k.interval.as_millis());
-    Local {
-        policy,
-        required_features: 0,
-        supported_features: 0,
-        process_id: process_id(),
-        ucx,
-        max_message: core.config.max_message,
-        max_head: core.config.max_head,
-        credit: granted(&core.config),
-        keepalive_ms: u32::try_from(keepalive).unwrap_or(u32::MAX),
-    }
-}
-
-fn ucx_info(io: &mut Io) -> Result<UcxInfo, FallbackReason> {
-    let worker_address = io.worker_for_new()?.address().to_vec();
-    let context = crate::ucx::Context::get().map_err(Clone::clone)?;
-    let (major, minor, patch) = context.version();
-    let part = |n: u32| u16::try_from(n).unwrap_or(u16::MAX);
-    Ok(UcxInfo {
-        version: (part(major), part(minor), part(patch)),
-        fingerprint: context.fingerprint(),
-        settings: context.settings().to_owned(),
-        worker_address,
-    })
-}
-
 impl Opening {
     pub(super) fn new(role: Role, address: Address, policy: Policy, deadline: Instant) -> Self {
         Self {
@@ -253,7 +168,7 @@ impl Opening {
         self.on_edge(core, io)
     }
 
-    fn say(&mut self, message: &Message) -> Result<()> {
+    pub(super) fn say(&mut self, message: &Message) -> Result<()> {
         self.outbox.extend_from_slice(&hello::encode(message));
         self.write()
     }
@@ -479,24 +394,6 @@ impl Opening {
         }
     }
 
-    fn prove(&mut self, core: &ConnCore, io: &mut Io, ep: EndpointId, terms: Terms) -> Result<Step> {
-        let deadline = io.after(core.config.prove_timeout);
-        self.stage = Stage::Proving { ep, terms, deadline, started: io.now, proved: false };
-        match send_proof(io, ep, terms, Kind::Prove) {
-            Ok(()) => Ok(Step::Wait),
-            Err(error) => self.on_ucx_failed(io, &error),
-        }
-    }
-
-    /// UCX said that the endpoint is broken, or that a proof can't be sent.
-    pub(super) fn on_ucx_failed(&mut self, io: &mut Io, error: &Error) -> Result<Step> {
-        if let Stage::Cm { .. } = self.stage {
-            return Err(self.on_cm_failed(error));
-        }
-        let Stage::Proving { terms, .. } = self.stage else { return Ok(Step::Wait) };
-        self.give_up_ucx(io, terms, unusable(error))
-    }
-
     /// A deadline passed.
     pub(super) fn on_timeout(&mut self, core: &mut ConnCore, io: &mut Io) -> Result<Step> {
         if io.now >= self.deadline {
@@ -515,96 +412,7 @@ impl Opening {
         Ok(Step::Wait)
     }
 
-    /// Lets UCX go, tells the peer, and waits for it to do the same; or ends, if UCX was demanded.
-    fn give_up_ucx(&mut self, io: &mut Io, terms: Terms, reason: FallbackReason) -> Result<Step> {
-        self.close_endpoint(io);
-        if self.policy == Policy::UcxRequired {
-            return Err(negotiate::no_ucx(&reason));
-        }
-        let (code, text) = negotiate::to_wire(&reason);
-        self.say(&Message::Fallback(Fallback { code, text }))?;
-        self.stage = Stage::FallingBack { terms, reason };
-        Ok(Step::Wait)
-    }
-
-    fn on_fallback(&mut self, core: &mut ConnCore, io: &mut Io, fallback: &Fallback) -> Result<Step> {
-        let theirs = negotiate::from_wire(fallback.code, &fallback.text);
-        match std::mem::replace(&mut self.stage, Stage::Done) {
-            Stage::FallingBack { terms, reason } => Ok(self.open_stream(core, None, Some(terms), Some(reason))),
-            stage @ Stage::Proving { terms, .. } => {
-                self.stage = stage;
-                self.give_up_ucx(io, terms, theirs.clone())?;
-                Ok(self.open_stream(core, None, Some(terms), Some(theirs)))
-            }
-            stage => {
-                self.stage = stage;
-                Err(Error::new(ErrorKind::Protocol, "a fallback without an agreement on ucx"))
-            }
-        }
-    }
-
-    /// The endpoint that is being made.
-    pub(super) fn endpoint(&self) -> Option<EndpointId> {
-        match self.stage {
-            Stage::Proving { ep, .. } | Stage::Cm { ep, .. } => Some(ep),
-            _ => None,
-        }
-    }
-
-    pub(super) fn close_endpoint(&mut self, io: &mut Io) {
-        if let Some(ep) = self.endpoint() {
-            io.close_endpoint(ep, Broken::Perhaps);
-        }
-    }
-
-    /// A message came over UCX.
-    pub(super) fn on_proof(&mut self, core: &mut ConnCore, io: &mut Io, kind: Kind) -> Result<Step> {
-        let Stage::Proving { ep, terms, ref mut proved, .. } = self.stage else {
-            // UCX was given up here meanwhile; its last messages mean nothing any more.
-            return Ok(Step::Wait);
-        };
-        *proved |= kind == Kind::Prove;
-        match (self.role, kind) {
-            (Role::Accept, Kind::Prove) => match send_proof(io, ep, terms, Kind::Proved) {
-                Ok(()) => Ok(Step::Wait),
-                Err(error) => self.on_ucx_failed(io, &error),
-            },
-            (Role::Dial, Kind::Proved) => {
-                self.say(&Message::Ready(Ready))?;
-                Ok(self.open_ucx(core, io, false))
-            }
-            (Role::Accept, kind) if kind != Kind::Proved => Ok(self.open_ucx(core, io, true)),
-            (_, kind) => Err(Error::new(ErrorKind::Protocol, format!("unexpected {kind:?} message in the handshake"))),
-        }
-    }
-
-    fn open_ucx(&mut self, core: &ConnCore, io: &mut Io, ready_due: bool) -> Step {
-        let Stage::Proving { ep, terms, .. } = std::mem::replace(&mut self.stage, Stage::Done) else {
-            return Step::Wait;
-        };
-        let (Some(stream), Some(source)) = (self.stream.take(), self.source.take()) else { return Step::Wait };
-        let lanes = io.worker_of(ep).map_or_else(String::new, |worker| worker.endpoint_info(ep));
-        let numbering = Numbering::new(terms.key, Some(terms.credit));
-        let from = core.config.rendezvous_from.unwrap_or_else(|| ucx_link::rendezvous_from(&lanes));
-        let (peer, here) = stream.addresses();
-        let inbox = std::mem::take(&mut self.inbox);
-        let mut link = UcxLink::new(ep, stream, source, inbox, numbering, ucx_link::Path::new(&lanes, from));
-        link.ready_due = ready_due;
-        let info = ConnectionInfo {
-            transport: Transport::Ucx(lanes),
-            fallback_reason: None,
-            peer,
-            local: here,
-            max_message: terms.max_message,
-            max_head: terms.max_head,
-            framing: None,
-        };
-        let peer_interval = terms.interval();
-        let link = Link::Ucx(Box::new(link));
-        Step::Open(Box::new(Opened { link, info, native: true, peer: terms.key, peer_interval }))
-    }
-
-    fn open_stream(
+    pub(super) fn open_stream(
         &mut self,
         core: &ConnCore,
         framer: Option<Arc<dyn Framer>>,
@@ -681,52 +489,6 @@ fn name_of(message: &Message) -> &'static str {
         Message::Ping(_) => "ping",
         Message::Pong(_) => "pong",
     }
-}
-
-/// The endpoint to the worker that the accepting side described, of the worker that it knows of us.
-fn connect(
-    core: &ConnCore,
-    io: &mut Io,
-    engine: Option<WorkerId>,
-    info: &UcxInfo,
-    number: Option<u16>,
-) -> Result<EndpointId, NoEndpoint> {
-    let failed = |reason: FallbackReason| Error::new(ErrorKind::NoUcx, reason.to_string());
-    let gone = || failed(FallbackReason::Failed("the ucx worker has ended".into()));
-    let engine = engine.and_then(|id| io.engine(id)).ok_or_else(gone)?;
-    let ep = engine.pairing.dial(&mut engine.worker, &info.worker_address, number)?;
-    io.own_endpoint(ep, core.key);
-    Ok(ep)
-}
-
-/// An endpoint to the worker of a client, and its number.
-fn connect_back(
-    core: &ConnCore,
-    io: &mut Io,
-    info: &UcxInfo,
-    least: Option<u16>,
-) -> Result<(EndpointId, u16), FallbackReason> {
-    let engine = io.current_engine()?;
-    let made = engine.pairing.accept(&mut engine.worker, &info.worker_address, least);
-    let (ep, number) = made.map_err(|error| unusable(&error))?;
-    io.own_endpoint(ep, core.key);
-    Ok((ep, number))
-}
-
-fn unusable(error: &Error) -> FallbackReason {
-    match error.kind() {
-        ErrorKind::Unreachable => FallbackReason::Unreachable(error.text().to_owned().into()),
-        _ => FallbackReason::Failed(error.to_string().into()),
-    }
-}
-
-fn send_proof(io: &mut Io, ep: EndpointId, terms: Terms, kind: Kind) -> Result<()> {
-    let header = FrameHeader::new(kind, terms.key.index, terms.key.generation, 0);
-    let mut bytes = [0; MAX_HEADER];
-    let len = header.encode(&mut bytes);
-    let Some(worker) = io.worker_of(ep) else { return Err(ucx_link::gone()) };
-    // A proof has no completion to wait for: its answer is the completion.
-    worker.prove(ep, &bytes[..len], NO_TOKEN)
 }
 
 /// The token of operations whose completion nobody waits for.

@@ -10,8 +10,9 @@ use ucx_sys::{self as sys, ucs_status_t};
 use super::{
     MAX_AM_HEADER, callback,
     context::Registration,
-    endpoint::{EndpointId, Target},
+    endpoint::Target,
     event::Event,
+    ids::EndpointId,
     op::{Hold, Mode, Op, Payload, Sent},
     returns::Rendezvous,
     status,

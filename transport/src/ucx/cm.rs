@@ -12,11 +12,11 @@ use socket2::SockAddr;
 use ucx_sys::{self as sys, ucp_conn_request_h, ucp_listener_h};
 
 use super::{
-    endpoint::EndpointId,
     event::Event,
+    ids::{EndpointId, WorkerId},
     returns::Ticket,
     status,
-    worker::{Core, Item, Worker, WorkerId},
+    worker::{Core, Item, Worker},
 };
 use crate::error::{Error, ErrorKind};
 

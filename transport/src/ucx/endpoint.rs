@@ -28,9 +28,10 @@ use ucx_sys::{self as sys, ucp_ep_h};
 
 use super::{
     callback,
+    ids::EndpointId,
     inspect::printed,
     status,
-    worker::{AM_ID, Core, Worker, WorkerId},
+    worker::{AM_ID, Core, Worker},
 };
 use crate::error::{Error, ErrorKind};
 
@@ -41,22 +42,6 @@ const MAX_WAITS: u8 = 16;
 /// With this many endpoints waiting to be closed a worker is not used for new connections. What an endpoint waits for is the peer's. Four
 /// times as many as a listener's handshakes may be under way at once, by default.
 const MAX_CLOSING: usize = if cfg!(test) { 32 } else { 4096 };
-
-/// An endpoint of one worker. It goes stale when the endpoint is closed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct EndpointId {
-    worker: WorkerId,
-    index: u32,
-    generation: u32,
-}
-
-impl EndpointId {
-    /// The worker that made it.
-    #[inline]
-    pub(crate) fn worker(self) -> WorkerId {
-        self.worker
-    }
-}
 
 /// A place for an endpoint. It has a stable address for UCX's error callback and is reused, never freed before the worker.
 pub(super) struct Slot {

@@ -9,7 +9,7 @@ use std::{
     slice,
     sync::{
         Arc,
-        atomic::{AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -22,8 +22,9 @@ use super::{
     callback,
     cm::Listeners,
     context::Context,
-    endpoint::{EndpointId, Table},
+    endpoint::Table,
     event::{Event, SmallHeader},
+    ids::{EndpointId, WorkerId},
     op::{Op, Ops},
     returns::{Rendezvous, Return, Returns},
     status,
@@ -45,17 +46,10 @@ const DROP_GRACE: Duration = Duration::from_millis(100);
 /// Workers that could not be destroyed, because the application or UCX still held something of theirs.
 static PARKED: AtomicU64 = AtomicU64::new(0);
 
-/// The number of the next worker.
-static NEXT: AtomicU32 = AtomicU32::new(1);
-
 /// Number of workers of this process that were abandoned with their memory, see [`Worker::shutdown`].
 pub(crate) fn parked_workers() -> u64 {
     PARKED.load(Ordering::Relaxed)
 }
-
-/// A worker of this process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct WorkerId(u32);
 
 /// Whether the worker may sleep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -157,7 +151,7 @@ impl Worker {
         let core = Box::new(Core {
             ucx,
             handle,
-            id: WorkerId(NEXT.fetch_add(1, Ordering::Relaxed)),
+            id: WorkerId::next(),
             queue: RefCell::default(),
             ops: RefCell::default(),
             endpoints: RefCell::default(),
