@@ -32,7 +32,7 @@ mod worker;
 
 pub(crate) use cm::{CmListener, ConnRequest};
 pub(crate) use context::Context;
-pub(crate) use doubt::{Doubt, Verdict};
+pub(crate) use doubt::{Doubt, Verdict, over_memory};
 pub(crate) use event::Event;
 pub(crate) use ids::{EndpointId, WorkerId};
 pub(crate) use op::{Mode, Payload, Sent};

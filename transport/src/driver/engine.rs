@@ -59,6 +59,8 @@ pub(crate) struct Engine {
     pub(crate) worker: ucx::Worker,
     pub(crate) pairing: Pairing,
     pub(crate) ops: Slab<UcxOp>,
+    /// Peers may reach it over shared memory.
+    has_memory: bool,
     /// Its descriptor in the poller.
     source: Key,
     /// Since when it has had nothing but operations of closed endpoints.
@@ -75,11 +77,12 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    pub(super) fn new(worker: ucx::Worker, source: Key) -> Self {
+    pub(super) fn new(worker: ucx::Worker, source: Key, has_memory: bool) -> Self {
         Self {
             worker,
             pairing: Pairing::default(),
             ops: Slab::new(),
+            has_memory,
             source,
             stuck_since: None,
             late: None,
@@ -116,7 +119,7 @@ impl Engine {
 
     /// Whether there is a doubt; it begins if there is a reason.
     fn suspect(&mut self, now: Instant) -> bool {
-        if self.doubt.is_none() && self.worker.has_unread() {
+        if self.doubt.is_none() && self.has_memory && self.worker.has_unread() {
             self.doubt = Some(Doubt::new(now, self.heard));
         }
         self.doubt.is_some()

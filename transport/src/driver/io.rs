@@ -162,7 +162,7 @@ impl Io {
             self.sources.remove(source);
             return Err(failed(format!("watching the worker: {error}")));
         }
-        Ok(Engine::new(worker, source))
+        Ok(Engine::new(worker, source, context.has_memory()))
     }
 
     /// Closes the endpoints that were made for nobody.

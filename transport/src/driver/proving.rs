@@ -19,7 +19,7 @@ use crate::{
         hello::{Fallback, Message, Ready, UcxInfo},
         negotiate::{self, Policy},
     },
-    ucx::{EndpointId, WorkerId},
+    ucx::{self, EndpointId, WorkerId},
 };
 
 impl Opening {
@@ -79,7 +79,10 @@ impl Opening {
 
     pub(super) fn close_endpoint(&mut self, io: &mut Io) {
         if let Some(ep) = self.endpoint() {
-            io.close_endpoint(ep, Broken::Perhaps);
+            let lanes = io.worker_of(ep).map_or_else(String::new, |worker| worker.endpoint_info(ep));
+            // A failed endpoint has lost its lanes.
+            let perhaps = lanes.is_empty() || ucx::over_memory(&lanes);
+            io.close_endpoint(ep, if perhaps { Broken::Perhaps } else { Broken::No });
         }
     }
 

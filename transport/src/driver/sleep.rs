@@ -109,10 +109,11 @@ impl Core {
         self.io.publish(self.conns.len());
         let detector = shared.config.detector.max(SHORTEST);
         let timer = self.io.timers.next().map(|at| at.saturating_duration_since(self.io.now));
-        let longest = if armed { detector } else { NAP };
+        let naps = !armed || self.io.in_doubt;
+        let longest = if naps { NAP } else { detector };
         let timeout = timer.map_or(longest, |t| t.min(longest));
         counters.sleeps.add(1);
-        Some(Asleep { timeout, by_timer: !armed || timer.is_some_and(|t| t <= detector) })
+        Some(Asleep { timeout, by_timer: naps || timer.is_some_and(|t| t <= detector) })
     }
 
     /// Says why the sleep ended, and acts on it. `by_timer` says whose time is over if there are no edges: a timer's or the

@@ -25,7 +25,7 @@ use crate::{
         hello::{self, Message},
     },
     tcp::{BufKind, Stream},
-    ucx::{EndpointId, Mode, Payload, Sent, WorkerId},
+    ucx::{self, EndpointId, Mode, Payload, Sent, WorkerId},
 };
 
 /// Frames up to this size, bytes, are copied into one contiguous message: cheaper than a second slice or a reference.
@@ -64,7 +64,7 @@ pub(super) struct Path {
 impl Path {
     pub(super) fn new(lanes: &str, rendezvous_from: u64) -> Self {
         let has = |names: &[&str]| names.iter().any(|name| lanes.contains(name));
-        let over_memory = has(&["posix", "sysv", "xpmem"]);
+        let over_memory = ucx::over_memory(lanes);
         let max_fetches = if over_memory || has(&["cma", "knem"]) { 4 } else { u32::MAX };
         Self { rendezvous_from, max_fetches, over_memory }
     }

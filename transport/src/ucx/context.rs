@@ -30,6 +30,7 @@ pub(crate) struct Context {
     pub(super) handle: ucp_context_h,
     settings: String,
     has_device: bool,
+    over_memory: bool,
     ports: Ports,
 }
 
@@ -67,8 +68,10 @@ impl Context {
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.to_string_lossy().into_owned())));
         let settings = settings(ucx.version(), environment);
         let root = Path::new("/");
-        let devices = inspect::resources_of(ucx, handle).into_iter().map(|resource| resource.device);
-        Ok(Self { ucx, handle, settings, has_device: has_device(root), ports: Ports::new(root, devices) })
+        let resources = inspect::resources_of(ucx, handle);
+        let over_memory = resources.iter().any(|resource| super::over_memory(&resource.transport));
+        let devices = resources.into_iter().map(|resource| resource.device);
+        Ok(Self { ucx, handle, settings, has_device: has_device(root), over_memory, ports: Ports::new(root, devices) })
     }
 
     /// Whether new connections may be made over UCX now.
@@ -77,6 +80,11 @@ impl Context {
     /// [`FallbackReason::Unreachable`] while a port of an RDMA device that UCX uses is down or gone.
     pub(crate) fn check_ports(&self, now: Instant) -> Result<(), FallbackReason> {
         self.ports.trouble(now).map_or(Ok(()), |text| Err(FallbackReason::Unreachable(text.into())))
+    }
+
+    /// Whether there is shared memory among the transports.
+    pub(crate) fn has_memory(&self) -> bool {
+        self.over_memory
     }
 
     /// Major, minor and release number of the running library.
@@ -225,6 +233,7 @@ mod tests {
             handle: context.handle,
             settings: String::new(),
             has_device: true,
+            over_memory: false,
             ports: Ports::new(Path::new("/nowhere"), std::iter::empty()),
         }));
         let memory = vec![7_u8; 1 << 16];
