@@ -34,6 +34,8 @@ pub(crate) fn trials() -> Vec<Trial> {
     }
     trials.push(crate::retry::trial("kill/halfway-beside-tcp", beside_tcp));
     trials.push(crate::retry::trial("kill/halfway-many-times", many_times));
+    trials.push(crate::retry::trial("kill/halfway-end-under-load", ends_under_load));
+    trials.push(crate::retry::trial("kill/looks-halfway", looks_like_it));
     trials
 }
 
@@ -47,7 +49,11 @@ struct Pair<'a> {
 impl Pair<'_> {
     /// Their connection: its id here and there.
     fn connect(&self, here: &mut Peer, there: &mut Peer) -> (String, String) {
-        let ask = format!("{} mode=idle {PATIENT}", self.address);
+        self.connect_in("idle", here, there)
+    }
+
+    fn connect_in(&self, mode: &str, here: &mut Peer, there: &mut Peer) -> (String, String) {
+        let ask = format!("{} mode={mode} {PATIENT}", self.address);
         let id = |line: &Line| {
             assert!(line.get("transport").starts_with(self.backend.lane), "{line:?}");
             line.get("id").to_owned()
@@ -134,6 +140,13 @@ impl Mixed {
         pair.connect(&mut self.here, &mut self.other)
     }
 
+    /// A connection over tcp with frames of all sizes under way both ways.
+    fn load(&mut self) -> (String, String) {
+        let address = self.here.listen(&format!("ucx://127.0.0.1:0 mode=load {PATIENT}"));
+        let pair = Pair { backend: TCP, survivor: Survivor::Server, address };
+        pair.connect_in("load", &mut self.here, &mut self.other)
+    }
+
     /// A process blocks the receive queue, and the worker is given up for it, the `nth` time.
     fn block(&mut self, nth: u64) {
         let mut victim = Peer::start("victim", &[BOTH.env, &[("UCX_HANDLE_ERRORS", "none")]].concat());
@@ -186,18 +199,73 @@ fn beside_tcp() -> Outcome {
     Ok(())
 }
 
-/// Workers that were given up don't pile up: the first goes when there are too many, and what used it ends.
+/// Sends that wait for a dead peer look like a blocked queue. Others that say nothing by themselves are not ended for that.
+fn looks_like_it() -> Outcome {
+    const POSIX: &Backend =
+        &Backend { name: "ucx-posix", env: &[("UCX_TLS", "posix")], scheme: "ucx", lane: "ucx (posix" };
+    let mut here = Peer::start("survivor", POSIX.env);
+    let mut silent = Peer::start("silent", POSIX.env);
+    let address = silent.listen(&format!("ucx://127.0.0.1:0 mode=idle keepalive=off {PATIENT}"));
+    let pair = Pair { backend: POSIX, survivor: Survivor::Client, address: format!("{address} keepalive=off") };
+    let (id, there) = pair.connect(&mut here, &mut silent);
+    let mut victim = Peer::start("victim", POSIX.env);
+    let address = victim.listen(&format!("ucx://127.0.0.1:0 mode=load {PATIENT}"));
+    let pair = Pair { backend: POSIX, survivor: Survivor::Client, address };
+    let (victims, _) = pair.connect_in("load", &mut here, &mut victim);
+    std::thread::sleep(Duration::from_millis(300));
+    // It does not read any more, so its queue fills.
+    victim.stop();
+    std::thread::sleep(Duration::from_millis(300));
+    victim.kill();
+    here.expect_of("ended", &victims);
+    // Longer than silence is suffered.
+    std::thread::sleep(Duration::from_secs(4));
+    assert!(!here.has_said("ended"), "a healthy connection was ended");
+    for (peer, id) in [(&mut here, &id), (&mut silent, &there)] {
+        peer.say(&format!("bodies {id} count=20 size=100000"));
+        assert_eq!(peer.expect_of("sent", id).get("ok"), "20");
+    }
+    println!("{} worker(s) given up", here.stat("ucx_blocked_workers"));
+    here.say(&format!("abort {id}"));
+    here.expect_of("ended", &id);
+    here.check_balance();
+    here.quit();
+    silent.check_balance();
+    silent.quit();
+    Ok(())
+}
+
+/// A process whose worker was given up ends in order, with large bodies under way over tcp.
+fn ends_under_load() -> Outcome {
+    let mut mixed = Mixed::new();
+    let (_, there) = mixed.load();
+    mixed.block(1);
+    std::thread::sleep(Duration::from_millis(300));
+    let Mixed { here, mut other, .. } = mixed;
+    here.quit();
+    let ended = other.expect_of("ended", &there);
+    assert_eq!(ended.get("pending"), "");
+    assert!(ended.number("rendezvous") > 0, "no rendezvous: {ended:?}");
+    other.check_balance();
+    other.quit();
+    Ok(())
+}
+
+/// Workers that were given up don't pile up: one goes when there are too many, and what used it ends, whatever it was doing.
 fn many_times() -> Outcome {
     const KEPT: usize = 8;
     let mut mixed = Mixed::new();
     let address = mixed.address.clone();
     let mut connections = Vec::new();
-    for nth in 1..=KEPT + 1 {
+    let (first, _) = mixed.load();
+    mixed.block(1);
+    for nth in 2..=KEPT + 1 {
         connections.push(mixed.connect(TCP, &address));
         mixed.block(nth as u64);
     }
-    let (first, _) = connections.remove(0);
-    assert_eq!(mixed.here.expect_of("ended", &first).get("kind"), "Reset");
+    let ended = mixed.here.expect_of("ended", &first);
+    assert_eq!((ended.get("kind"), ended.get("pending")), ("Reset", ""), "{ended:?}");
+    assert!(ended.number("rendezvous") > 0, "no rendezvous: {ended:?}");
     for connection in &connections {
         mixed.use_it(connection);
     }

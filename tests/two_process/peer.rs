@@ -92,6 +92,7 @@ impl<'a> Words<'a> {
         config.connect_timeout = ms("connect_timeout_ms").unwrap_or(config.connect_timeout);
         config.prove_timeout = ms("prove_timeout_ms").unwrap_or(config.prove_timeout);
         config.linger = ms("linger_ms").unwrap_or(config.linger);
+        config.keepalive = config.keepalive.filter(|_| self.options.get("keepalive") != Some(&"off"));
         config.max_message = self.get("max_message").unwrap_or(config.max_message);
         config.max_head = self.get("max_head").unwrap_or(config.max_head);
         config.recv_window_frames = self.get("window_frames").unwrap_or(config.recv_window_frames);

@@ -86,6 +86,8 @@ impl Core {
 
     /// Listeners go to the worker for new connections. Clients that knock in between are refused.
     pub(super) fn move_listeners(&mut self, from: WorkerId) {
+        // Requests that wait are accepted: UCX 1.13 with assertions does not survive a rejection beside another worker.
+        self.take_events();
         for key in self.listeners.keys() {
             let Some(listening) = self.listeners.get_mut(key).filter(|l| l.cm().is_some_and(|cm| cm.worker() == from))
             else {

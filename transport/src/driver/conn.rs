@@ -258,11 +258,16 @@ impl Conn {
     /// The UCX worker that it uses, or that its peer knows of us.
     pub(super) fn worker(&self) -> Option<crate::ucx::WorkerId> {
         match &self.link {
-            Link::Opening(opening) => opening.engine,
+            Link::Opening(opening) => opening.endpoint().map(crate::ucx::EndpointId::worker).or(opening.engine),
             Link::Ucx(link) => Some(link.ep.worker()),
             Link::Cm(link) => Some(link.ep.worker()),
             Link::Tcp(_) | Link::Mem(_) => None,
         }
+    }
+
+    /// Whether it is open, and what its peer sends goes through this worker's shared-memory receive queue.
+    pub(super) fn receives_over_memory(&self, id: crate::ucx::WorkerId) -> bool {
+        matches!(&self.link, Link::Ucx(link) if link.over_memory && link.ep.worker() == id)
     }
 
     /// Why it ends when UCX says `error`.

@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 use slab::Slab;
 
 use super::{
-    conn::Link,
     io::{Core, Io, Source, WorkerSlot},
     pairing::Pairing,
     ucx_link::UcxOp,
@@ -19,12 +18,17 @@ use super::{
 use crate::{
     Error, ErrorKind,
     event::poller::{Key, Poller},
+    proto::{control, header::Kind},
     ucx::{self, Doubt, EndpointId, Verdict, WorkerId},
 };
 
 /// How long operations of closed endpoints may take to end before their worker is retired. They end within microseconds, or
 /// never.
 const STUCK: Duration = Duration::from_millis(100);
+
+/// The same for endpoints that wait to be closed on a worker whose receive queue is blocked: longer than it takes until their sockets,
+/// if they have some, are reset.
+const DEAF: Duration = Duration::from_millis(400);
 
 /// How long endpoints may wait to be closed before the sockets of their worker are looked after. Most are closed within a round
 /// trip.
@@ -72,6 +76,10 @@ pub(crate) struct Engine {
     kept: Vec<EndpointId>,
     /// It was retired because its receive queue is blocked.
     blocked: bool,
+    /// When its peers were asked for a sign of life over shared memory.
+    asked: Option<Instant>,
+    /// Times in a row that its descriptor was ready and nothing was found.
+    pub(super) useless_edges: u32,
     /// Messages that have come over shared memory while there was a doubt somewhere.
     heard: u64,
 }
@@ -89,6 +97,8 @@ impl Engine {
             doubt: None,
             kept: Vec::new(),
             blocked: false,
+            asked: None,
+            useless_edges: 0,
             heard: 0,
         }
     }
@@ -138,6 +148,7 @@ impl Engine {
             Verdict::Silent(time) => time >= how_long,
             Verdict::Free => {
                 self.doubt = None;
+                self.blocked = false;
                 self.close_kept();
                 false
             }
@@ -147,13 +158,16 @@ impl Engine {
     /// Whether nothing but operations of closed endpoints is left, and has been for too long. If the receive queue is blocked,
     /// endpoints that were closed while they were being connected never hear from their peers.
     fn is_stuck(&mut self, now: Instant) -> bool {
-        let stuck = !self.ops.is_empty() && self.worker.is_stuck() || self.blocked && self.worker.only_closes();
-        if !stuck {
+        let patience = if !self.ops.is_empty() && self.worker.is_stuck() {
+            STUCK
+        } else if self.blocked && self.worker.only_closes() {
+            DEAF
+        } else {
             self.stuck_since = None;
             return false;
-        }
+        };
         let since = *self.stuck_since.get_or_insert(now);
-        now.saturating_duration_since(since) >= STUCK
+        now.saturating_duration_since(since) >= patience
     }
 
     /// Looks after endpoints that wait to be closed because their peers do not read: if the worker has no others, their sockets are
@@ -185,15 +199,16 @@ impl Engine {
 
     /// Ends the worker; false if the application still holds memory of its.
     pub(super) fn shutdown(
-        self,
+        mut self,
         poller: &Poller,
         sources: &mut super::table::Table<Source>,
         deadline: Instant,
     ) -> bool {
         poller.remove(&self.worker.event_fd());
         sources.remove(self.source);
-        if self.blocked && self.worker.only_closes() {
-            return self.worker.shutdown_deaf();
+        self.close_kept();
+        if self.blocked || self.doubt.is_some() {
+            return self.worker.shutdown_deaf(deadline);
         }
         self.worker.shutdown(deadline)
     }
@@ -238,6 +253,12 @@ impl Io {
             engine.close(ep, broken, now);
             self.in_doubt |= engine.doubt.is_some();
         }
+    }
+
+    /// Whether messages may come to an endpoint through the shared-memory receive queue. A failed one has lost its lanes.
+    pub(super) fn may_be_over_memory(&mut self, ep: EndpointId) -> bool {
+        let lanes = self.worker_of(ep).map_or_else(String::new, |worker| worker.endpoint_info(ep));
+        lanes.is_empty() || ucx::over_memory(&lanes)
     }
 
     /// A peer that knows of a worker has gone before there was an endpoint.
@@ -289,9 +310,10 @@ impl Io {
 
     /// Ends all workers, for good: operations may take `grace` to end.
     pub(super) fn end_workers(&mut self, grace: Duration) {
+        let deadline = Instant::now() + grace;
         self.retire();
         for engine in std::mem::take(&mut self.retired) {
-            if !engine.shutdown(&self.poller, &mut self.sources, Instant::now() + grace) {
+            if !engine.shutdown(&self.poller, &mut self.sources, deadline) {
                 tracing::warn!("the application still holds received ucx memory: its worker is left behind");
             }
         }
@@ -302,7 +324,10 @@ impl Io {
         if !matches!(self.worker, WorkerSlot::Ready(_)) {
             return None;
         }
-        let WorkerSlot::Ready(engine) = std::mem::replace(&mut self.worker, WorkerSlot::Unused) else { return None };
+        let WorkerSlot::Ready(mut engine) = std::mem::replace(&mut self.worker, WorkerSlot::Unused) else {
+            return None;
+        };
+        engine.pairing.close_spares(&mut engine.worker);
         let id = engine.worker.id();
         self.retired.push(engine);
         Some(id)
@@ -314,7 +339,7 @@ impl Core {
     /// each sleep.
     pub(super) fn look_after_ucx(&mut self) {
         let (now, handshakes) = (self.io.now, self.io.handshakes > 0);
-        for engine in self.io.engines() {
+        if let WorkerSlot::Ready(engine) = &mut self.io.worker {
             engine.hasten_closing(now, handshakes);
         }
         if let WorkerSlot::Ready(engine) = &mut self.io.worker {
@@ -347,8 +372,9 @@ impl Core {
 
     #[cold]
     fn retire(&mut self, blocked: bool) {
-        if self.io.retired.len() >= MAX_RETIRED {
-            self.end_first_retired();
+        // One that is stuck goes at once.
+        if blocked && self.io.retired.len() >= MAX_RETIRED {
+            self.end_one_retired();
         }
         let Some(id) = self.io.retire() else { return };
         if let (true, Some(engine)) = (blocked, self.io.retired.last_mut()) {
@@ -356,8 +382,8 @@ impl Core {
             self.io.shared.counters.ucx_blocked_workers.add(1);
             tracing::warn!(
                 dispatcher = self.io.shared.id,
-                "a process was killed or stopped while it wrote into our shared-memory receive queue, and nothing behind that can \
-                 be read: new connections use a new ucx worker"
+                "nothing comes out of the shared-memory receive queue since a connection over it has broken: its process may have \
+                 been killed while it wrote there. New connections use a new ucx worker"
             );
         }
         self.move_listeners(id);
@@ -369,19 +395,16 @@ impl Core {
         }
     }
 
-    /// Ends what uses the worker that was retired first.
+    /// Ends the retired worker that the fewest connections use.
     #[cold]
-    fn end_first_retired(&mut self) {
-        let Some(id) = self.io.retired.first().map(|engine| engine.worker.id()) else { return };
+    fn end_one_retired(&mut self) {
+        let users = |id| self.conns.values().filter(|conn| conn.worker() == Some(id)).count();
+        let ids = self.io.retired.iter().map(|engine| engine.worker.id());
+        let Some(id) = ids.min_by_key(|id| users(*id)) else { return };
         for key in self.conns.keys() {
             if self.conns.get(key).is_some_and(|conn| conn.worker() == Some(id)) {
-                self.end(
-                    key,
-                    Error::new(
-                        ErrorKind::Reset,
-                        "its ucx worker was retired long ago, and others since: connect again",
-                    ),
-                );
+                let text = "too many ucx workers of this process are blocked, and its own has the fewest connections: connect again";
+                self.end(key, Error::new(ErrorKind::Reset, text));
             }
         }
         if let Some(at) = self.io.retired.iter().position(|engine| engine.worker.id() == id) {
@@ -396,14 +419,33 @@ impl Core {
         let now = self.io.now;
         for index in (0..self.io.retired.len()).rev() {
             let engine = &mut self.io.retired[index];
+            engine.hasten_closing(now, false);
             let (dead, over, id) = (engine.is_blocked(now, DEAD), engine.is_over(now), engine.worker.id());
             // It was about new connections; for those that are left the queue is looked at while they use it.
             engine.close_kept();
+            let asks = engine.doubt.is_some()
+                && engine.asked.is_none_or(|asked| now.saturating_duration_since(asked) >= DEAD / 4);
             if dead {
                 self.end_over_memory(id);
+            } else if asks {
+                engine.asked = Some(now);
+                self.ask_over_memory(id);
             } else if over && !self.conns.values().any(|conn| conn.worker() == Some(id)) {
                 let engine = self.io.retired.remove(index);
                 engine.shutdown(&self.io.poller, &mut self.io.sources, now);
+            }
+        }
+    }
+
+    /// Asks the peers over shared memory for a sign of life. Those whose keepalive is off say nothing by themselves.
+    #[cold]
+    fn ask_over_memory(&mut self, id: WorkerId) {
+        for key in self.conns.keys() {
+            let Some(conn) = self.conns.get_mut(key).filter(|conn| conn.receives_over_memory(id)) else { continue };
+            let header = conn.core.control_header(Kind::Ping, 0);
+            // Nobody waits for the answer of this number.
+            if let Err(error) = conn.control(&mut self.io, header, &control::encode_ping(0)) {
+                self.end(key, error);
             }
         }
     }
@@ -412,8 +454,7 @@ impl Core {
     #[cold]
     fn end_over_memory(&mut self, id: WorkerId) {
         for key in self.conns.keys() {
-            let Some(conn) = self.conns.get(key) else { continue };
-            if matches!(&conn.link, Link::Ucx(link) if link.over_memory && link.ep.worker() == id) {
+            if self.conns.get(key).is_some_and(|conn| conn.receives_over_memory(id)) {
                 let text = "a process that was killed while it wrote into our shared-memory receive queue has blocked it: connect again";
                 self.end(key, Error::new(ErrorKind::Reset, text));
             }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    conn::Link,
+    conn::{Conn, Link},
     io::{Core, Source, Timer, WorkerSlot},
     opening::NO_TOKEN,
     receive,
@@ -13,7 +13,7 @@ use crate::{
     backend::Backend as _,
     event::poller::{Edge, Key},
     proto::header::{self, Kind},
-    ucx::Event,
+    ucx::{Event, WorkerId},
 };
 
 /// Calls of progress in one turn before sockets and queues are looked at.
@@ -42,7 +42,7 @@ impl Core {
             let worker = engine.worker.id();
             let Some(event) = engine.worker.poll_event() else { return taken > 0 };
             match event {
-                Event::Message { header, data, from: None } => self.on_message(&header, data),
+                Event::Message { header, data, from: None } => self.on_message(worker, &header, data),
                 Event::Message { header, data, from: Some(ep) } => self.on_cm_message(ep, &header, data),
                 Event::Announced { header, rndv, from: None } => self.on_announced(&header, rndv),
                 Event::Announced { header, rndv, from: Some(ep) } => self.on_cm_announced(ep, &header, rndv),
@@ -59,7 +59,7 @@ impl Core {
     }
 
     #[inline]
-    fn on_message(&mut self, bytes: &[u8], data: bytes::Bytes) {
+    fn on_message(&mut self, worker: WorkerId, bytes: &[u8], data: bytes::Bytes) {
         let Ok((header, inline)) = header::decode_with_head(bytes) else { return self.headless(bytes) };
         let key = Key { index: header.conn, generation: header.generation };
         let Some(conn) = self.conns.get_mut(key) else { return self.stale("no such connection") };
@@ -72,7 +72,7 @@ impl Core {
                 }
                 link
             }
-            Link::Opening(_) => return self.on_early_message(key, header, inline, data),
+            Link::Opening(_) => return self.on_early_message(worker, key, header, inline, data),
             Link::Tcp(_) | Link::Cm(_) | Link::Mem(_) => return self.stale("the connection does not use ucx"),
         };
         let given = match header.credit {
@@ -103,14 +103,24 @@ impl Core {
     }
 
     /// A message for a connection that is not open: a proof, or data that overtook the peer's READY.
-    fn on_early_message(&mut self, key: Key, header: header::FrameHeader, inline: &[u8], data: bytes::Bytes) {
+    fn on_early_message(
+        &mut self,
+        worker: WorkerId,
+        key: Key,
+        header: header::FrameHeader,
+        inline: &[u8],
+        data: bytes::Bytes,
+    ) {
+        if self.conns.get(key).and_then(Conn::worker).is_some_and(|of| of != worker) {
+            return self.stale("it is about an earlier try to connect");
+        }
         let kind = header.kind;
         self.opening_step(key, |opening, core, io| opening.on_proof(core, io, kind));
         let is_open = self.conns.get(key).is_some_and(|c| matches!(c.link, Link::Ucx(_)));
         if is_open && !matches!(kind, Kind::Prove | Kind::Proved) {
             let mut bytes = [0; header::MAX_HEADER];
             let len = header.encode(&mut bytes);
-            self.on_message(&[&bytes[..len], inline].concat(), data);
+            self.on_message(worker, &[&bytes[..len], inline].concat(), data);
         }
     }
 

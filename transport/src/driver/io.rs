@@ -20,6 +20,9 @@ use crate::{
 /// The dispatcher's shared read buffer, bytes: several of the kernel's largest segments at once.
 const SCRATCH: usize = 256 << 10;
 
+/// How long it takes until a worker is tried again that could not be made, where one was before.
+const RESTART: Duration = Duration::from_secs(1);
+
 /// What stands behind a key of the poller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Source {
@@ -47,7 +50,8 @@ pub(crate) enum Timer {
 #[expect(clippy::large_enum_variant, reason = "there is one of each dispatcher, and every message goes through it")]
 pub(crate) enum WorkerSlot {
     Unused,
-    Failed(FallbackReason),
+    /// It could not be started, and is not tried again before then, if ever.
+    Failed(FallbackReason, Option<Instant>),
     Ready(Engine),
 }
 
@@ -58,6 +62,8 @@ pub(crate) struct Io {
     pub(crate) sources: Table<Source>,
     pub(crate) timers: Timers<Timer>,
     pub(crate) worker: WorkerSlot,
+    /// A worker has run here.
+    had_worker: bool,
     /// Workers that new connections do not use any more.
     pub(super) retired: Vec<Engine>,
     /// Some worker is watched.
@@ -83,8 +89,6 @@ pub(crate) struct Io {
     pub(crate) poll_distance: u32,
     /// Stream connections that are read in each turn.
     pub(crate) hot: Vec<super::pace::Hot>,
-    /// Sleeps given up in a row because UCX's descriptor was ready and nothing was found.
-    pub(crate) useless_edges: u32,
     /// Times in a row that UCX said busy when it was to be armed, and how many turns had found work by then.
     pub(crate) busy_arms: (u32, u64),
 }
@@ -97,6 +101,7 @@ impl Io {
             sources: Table::new(),
             timers: Timers::new(),
             worker: WorkerSlot::Unused,
+            had_worker: false,
             retired: Vec::new(),
             in_doubt: false,
             openings_wait: false,
@@ -111,7 +116,6 @@ impl Io {
             turns_to_poll: 0,
             poll_distance: 1,
             hot: Vec::new(),
-            useless_edges: 0,
             busy_arms: (0, 0),
         }
     }
@@ -123,15 +127,21 @@ impl Io {
 
     /// The UCX worker for new connections, started if need be, and what belongs to it.
     pub(crate) fn current_engine(&mut self) -> Result<&mut Engine, FallbackReason> {
-        if matches!(self.worker, WorkerSlot::Unused) {
+        let due = match &self.worker {
+            WorkerSlot::Unused => true,
+            WorkerSlot::Failed(_, Some(at)) => self.now >= *at,
+            WorkerSlot::Failed(_, None) | WorkerSlot::Ready(_) => false,
+        };
+        if due {
             self.worker = match self.start_worker() {
                 Ok(engine) => WorkerSlot::Ready(engine),
-                Err(reason) => WorkerSlot::Failed(reason),
+                // Where one has run before, what is missing now may be there again.
+                Err(reason) => WorkerSlot::Failed(reason, self.had_worker.then(|| self.now + RESTART)),
             };
         }
         match &mut self.worker {
             WorkerSlot::Ready(engine) => Ok(engine),
-            WorkerSlot::Failed(reason) => Err(reason.clone()),
+            WorkerSlot::Failed(reason, _) => Err(reason.clone()),
             WorkerSlot::Unused => unreachable!("started above"),
         }
     }
@@ -157,6 +167,7 @@ impl Io {
         self.shared.pool.set_registrar(Arc::new(context));
         let failed = |error: String| FallbackReason::Failed(error.into());
         let worker = ucx::Worker::new().map_err(|e| failed(e.to_string()))?;
+        self.had_worker = true;
         let source = self.sources.insert(Source::Worker);
         if let Err(error) = self.poller.add_readable(&worker.event_fd(), source) {
             self.sources.remove(source);

@@ -162,7 +162,7 @@ impl Opening {
             return Ok(self.open_stream(core, Some(framer), None, None));
         }
         let mut hello = local(core, io, self.policy).client_hello(core.key.index, core.key.generation)?;
-        self.engine = io.current_worker_id();
+        self.engine = hello.ucx.as_ref().and_then(|_| io.current_worker_id());
         hello.least_endpoint = self.least_endpoint;
         self.say(&Message::ClientHello(hello))?;
         self.on_edge(core, io)
@@ -212,7 +212,8 @@ impl Opening {
                     None => return self.wait(),
                 }
             }
-            if self.role == Role::Accept && io.in_doubt && matches!(self.stage, Stage::Greeting) && io.is_unclear() {
+            let greeted = self.role == Role::Accept && matches!(self.stage, Stage::Greeting);
+            if greeted && io.in_doubt && self.policy != Policy::TcpOnly && io.is_unclear() {
                 return self.wait();
             }
             let message = match hello::decode(&self.inbox)? {
@@ -359,7 +360,7 @@ impl Opening {
     }
 
     /// Asks the same listener again.
-    fn dial_again(&mut self, core: &mut ConnCore, io: &mut Io) -> Result<Step> {
+    pub(super) fn dial_again(&mut self, core: &mut ConnCore, io: &mut Io) -> Result<Step> {
         self.close(io);
         self.inbox.clear();
         self.outbox.clear();
@@ -374,22 +375,6 @@ impl Opening {
     pub(super) fn go_on(&mut self, core: &mut ConnCore, io: &mut Io) -> Result<Step> {
         match (self.role, &self.stage) {
             (Role::Accept, Stage::Greeting) => self.on_bytes(core, io),
-            _ => Ok(Step::Wait),
-        }
-    }
-
-    /// The worker that the peer knows of us is for new connections no longer: over shared memory nothing may arrive there.
-    pub(super) fn on_retired(&mut self, core: &mut ConnCore, io: &mut Io) -> Result<Step> {
-        match (self.role, &self.stage) {
-            (Role::Dial, Stage::Greeting | Stage::Proving { .. }) => {
-                self.engine = None;
-                self.least_endpoint = None;
-                self.dial_again(core, io)
-            }
-            (Role::Accept, Stage::Proving { terms, .. }) => {
-                let terms = *terms;
-                self.give_up_ucx(io, terms, FallbackReason::Failed("the ucx worker has been replaced".into()))
-            }
             _ => Ok(Step::Wait),
         }
     }

@@ -19,7 +19,7 @@ use crate::{
         hello::{Fallback, Message, Ready, UcxInfo},
         negotiate::{self, Policy},
     },
-    ucx::{self, EndpointId, WorkerId},
+    ucx::{EndpointId, WorkerId},
 };
 
 impl Opening {
@@ -29,6 +29,22 @@ impl Opening {
         match send_proof(io, ep, terms, Kind::Prove) {
             Ok(()) => Ok(Step::Wait),
             Err(error) => self.on_ucx_failed(io, &error),
+        }
+    }
+
+    /// The worker that the peer knows of us is for new connections no longer: over shared memory nothing may arrive there.
+    pub(super) fn on_retired(&mut self, core: &mut ConnCore, io: &mut Io) -> Result<Step> {
+        match (self.role, &self.stage) {
+            (Role::Dial, Stage::Connecting | Stage::Greeting | Stage::Proving { .. }) => {
+                // Endpoints of the next one have numbers of their own.
+                (self.engine, self.least_endpoint) = (None, None);
+                if matches!(self.stage, Stage::Connecting) { Ok(Step::Wait) } else { self.dial_again(core, io) }
+            }
+            (Role::Accept, Stage::Proving { terms, ep, .. }) if io.may_be_over_memory(*ep) => {
+                let terms = *terms;
+                self.give_up_ucx(io, terms, FallbackReason::Failed("the ucx worker has been replaced".into()))
+            }
+            _ => Ok(Step::Wait),
         }
     }
 
@@ -44,6 +60,7 @@ impl Opening {
     /// Lets UCX go, tells the peer, and waits for it to do the same; or ends, if UCX was demanded.
     pub(super) fn give_up_ucx(&mut self, io: &mut Io, terms: Terms, reason: FallbackReason) -> Result<Step> {
         self.close_endpoint(io);
+        self.engine = None;
         if self.policy == Policy::UcxRequired {
             return Err(negotiate::no_ucx(&reason));
         }
@@ -78,11 +95,10 @@ impl Opening {
     }
 
     pub(super) fn close_endpoint(&mut self, io: &mut Io) {
-        if let Some(ep) = self.endpoint() {
-            let lanes = io.worker_of(ep).map_or_else(String::new, |worker| worker.endpoint_info(ep));
-            // A failed endpoint has lost its lanes.
-            let perhaps = lanes.is_empty() || ucx::over_memory(&lanes);
-            io.close_endpoint(ep, if perhaps { Broken::Perhaps } else { Broken::No });
+        // It may have been closed already.
+        if let Some(ep) = self.endpoint().filter(|ep| io.owner_of(*ep).is_some()) {
+            let broken = if io.may_be_over_memory(ep) { Broken::Perhaps } else { Broken::No };
+            io.close_endpoint(ep, broken);
         }
     }
 

@@ -2,12 +2,11 @@
 
 use std::time::Duration;
 
-use super::io::{Core, Io, Source, WorkerSlot};
-use crate::{
-    event::poller::Key,
-    stats::DispatcherCounters,
-    ucx::{Armed, Worker},
+use super::{
+    engine::Engine,
+    io::{Core, Io, Source, WorkerSlot},
 };
+use crate::{event::poller::Key, stats::DispatcherCounters, ucx::Armed};
 
 /// So often in a row, with nothing done in between, a worker may say that it is busy before the thread naps all the same. Over
 /// shared memory it says so while messages wait for room in a peer's queue, which may be long, or for ever if the peer is dead.
@@ -177,13 +176,13 @@ impl Core {
 
     /// Arms UCX; `false` means that there is work.
     fn arm(&mut self) -> bool {
-        let Io { worker, retired, busy_arms, useless_edges, shared, .. } = &mut self.io;
+        let Io { worker, retired, busy_arms, shared, .. } = &mut self.io;
         let counters = &shared.counters;
         let (busy, work_before) = std::mem::take(busy_arms);
         let work = counters.turns_with_work.get();
         let mut naps = false;
         for engine in retired {
-            match arm_worker(&mut engine.worker, counters, useless_edges) {
+            match arm_worker(engine, counters) {
                 Outcome::Armed => {}
                 // It may stay so for as long as the worker is.
                 Outcome::Busy => naps = true,
@@ -191,7 +190,7 @@ impl Core {
             }
         }
         if let WorkerSlot::Ready(engine) = worker {
-            match arm_worker(&mut engine.worker, counters, useless_edges) {
+            match arm_worker(engine, counters) {
                 Outcome::Armed => {}
                 Outcome::Busy => {
                     *busy_arms = (if work == work_before { busy.saturating_add(1) } else { 1 }, work);
@@ -214,7 +213,8 @@ enum Outcome {
     Worked,
 }
 
-fn arm_worker(worker: &mut Worker, counters: &DispatcherCounters, useless_edges: &mut u32) -> Outcome {
+fn arm_worker(engine: &mut Engine, counters: &DispatcherCounters) -> Outcome {
+    let Engine { worker, useless_edges, .. } = engine;
     match worker.arm() {
         Ok(Armed::Ok) => {}
         Ok(Armed::Busy) => {

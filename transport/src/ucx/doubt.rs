@@ -11,6 +11,9 @@ use std::time::{Duration, Instant};
 /// So many looks must have found silence: the thread that looks may have been kept from running itself.
 const LOOKS: u32 = 10;
 
+/// Looks that come sooner after another are none.
+const APART: Duration = Duration::from_millis(1);
+
 /// A message that comes so long after the doubt began, and so many looks, was not in the queue when it did.
 const LATER: Duration = Duration::from_millis(100);
 
@@ -33,6 +36,7 @@ pub(crate) enum Verdict {
 pub(crate) struct Doubt {
     began: Instant,
     looks: u32,
+    last: Instant,
     /// Since when no message has come, and looks since then.
     silent: (Instant, u32),
     /// Messages that had come at the last look.
@@ -42,7 +46,7 @@ pub(crate) struct Doubt {
 impl Doubt {
     /// Something was unread when `heard` messages had come over shared memory.
     pub(crate) fn new(now: Instant, heard: u64) -> Self {
-        Self { began: now, looks: 0, silent: (now, 0), heard }
+        Self { began: now, looks: 0, last: now, silent: (now, 0), heard }
     }
 
     /// How long it has lasted.
@@ -55,8 +59,11 @@ impl Doubt {
         if !unread {
             return Verdict::Free;
         }
-        self.looks = self.looks.saturating_add(1);
-        self.silent.1 = self.silent.1.saturating_add(1);
+        if now.saturating_duration_since(self.last) >= APART {
+            self.last = now;
+            self.looks = self.looks.saturating_add(1);
+            self.silent.1 = self.silent.1.saturating_add(1);
+        }
         if heard != self.heard {
             if self.looks > LOOKS && self.age(now) >= LATER {
                 return Verdict::Free;
@@ -100,10 +107,14 @@ mod tests {
         // A thread that was kept from running for a second has looked once.
         let late = now + Duration::from_secs(1);
         assert_eq!(doubt.look(late, true, 0), Verdict::Silent(Duration::ZERO));
-        for _ in 2..LOOKS {
-            assert_eq!(doubt.look(late, true, 0), Verdict::Silent(Duration::ZERO));
+        for _ in 0..1000 {
+            assert_eq!(doubt.look(late, true, 0), Verdict::Silent(Duration::ZERO), "no time has passed");
         }
-        assert_eq!(doubt.look(late, true, 0), Verdict::Silent(Duration::from_secs(1)));
+        for n in 1..LOOKS - 1 {
+            assert_eq!(doubt.look(late + n * APART, true, 0), Verdict::Silent(Duration::ZERO));
+        }
+        let at = late + (LOOKS - 1) * APART;
+        assert_eq!(doubt.look(at, true, 0), Verdict::Silent(at - now));
     }
 
     #[test]

@@ -282,8 +282,8 @@ impl Worker {
         }
     }
 
-    /// Whether UCX has something that it does not bring: it says busy although progress finds nothing. It may just have come, or
-    /// over shared memory somebody may be writing it, or have died while doing so.
+    /// Whether UCX says busy although progress finds nothing. Something may just have come; over shared memory somebody may be writing it,
+    /// or have died while doing so; or sends wait for room in a peer's queue.
     #[cold]
     pub(crate) fn has_unread(&mut self) -> bool {
         const LOOKS: usize = 3;
@@ -406,11 +406,11 @@ impl Worker {
         self.end(deadline)
     }
 
-    /// As [`Self::shutdown`], at once, for a worker that receives nothing any more: endpoints that are not connected yet never will be,
-    /// and go with the worker.
-    pub(crate) fn shutdown_deaf(mut self) -> bool {
+    /// As [`Self::shutdown`], for a worker that receives nothing over shared memory any more: endpoints that still wait there to be
+    /// connected when all sockets were reset never will be, and go with the worker.
+    pub(crate) fn shutdown_deaf(mut self, deadline: Instant) -> bool {
         self.deaf = true;
-        self.end(Instant::now())
+        self.end(deadline)
     }
 
     fn end(&mut self, mut deadline: Instant) -> bool {
@@ -438,21 +438,15 @@ impl Worker {
             if !worked && !drained {
                 let now = Instant::now();
                 let waiting = self.core().closing.get();
-                if self.deaf
-                    && (Counters { sends: 0, fetches: 0, ..left })
-                        == (Counters { endpoints: waiting, ..Counters::default() })
-                {
-                    break;
-                }
-                if self.core().closing.get() > 0 && patience.take_if(|until| now >= *until || now >= deadline).is_some()
-                {
-                    deadline = deadline.max(now + RESET_GRACE);
-                    self.reset_sockets();
+                if waiting > 0 && patience.take_if(|until| now >= *until || now >= deadline).is_some() {
+                    let grace = if self.reset_sockets() > 0 || !self.deaf { RESET_GRACE } else { Duration::ZERO };
+                    deadline = deadline.max(now + grace);
                     continue;
                 }
                 if now >= deadline {
                     // These may never end, and need nothing but the worker's own end.
-                    if (Counters { sends: 0, fetches: 0, ..left }) == Counters::default() {
+                    let endpoints = if self.deaf { waiting } else { 0 };
+                    if (Counters { sends: 0, fetches: 0, ..left }) == (Counters { endpoints, ..Counters::default() }) {
                         tracing::warn!(?left, "ucx has not ended operations of endpoints that are closed");
                         break;
                     }
@@ -463,7 +457,8 @@ impl Worker {
         }
         let core = self.core();
         core.returns.close();
-        // SAFETY: no endpoints or lent memory are left, and nobody signals any more. Destroyed once: `ended`.
+        // SAFETY: no lent memory is left, nor endpoints but those that were never connected, whose slots outlive this call; nobody signals
+        // any more. Destroyed once: `ended`.
         unsafe { core.ucx.ucp_worker_destroy(core.handle) };
         while let Some(event) = self.poll_event() {
             drop(event);
