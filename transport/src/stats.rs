@@ -78,8 +78,8 @@ counters! {
         /// UCX workers of this process, of any dispatcher, that were abandoned with their memory because something of
         /// theirs was still in use when their dispatcher ended.
         ucx_parked_workers,
-        /// Times that the shared-memory receive queue of a UCX worker was found blocked, by a peer that was killed while it wrote
-        /// into it, and new connections went to a new worker.
+        /// Times that nothing came out of the shared-memory receive queue of a UCX worker any more, as when a peer is killed while it
+        /// writes into it, and new connections went to a new worker.
         ucx_blocked_workers,
         /// Turns of the loop.
         turns,
