@@ -140,11 +140,14 @@ impl Mixed {
         pair.connect(&mut self.here, &mut self.other)
     }
 
-    /// A connection over tcp with frames of all sizes under way both ways.
-    fn load(&mut self) -> (String, String) {
+    /// Another process, and a connection over tcp to it with frames of all sizes under way both ways. UCX does not always survive
+    /// there what this side's end does to it (`docs/troubleshooting.md`), so nothing more is asked of it than that it notices.
+    fn load(&mut self) -> (Peer, String, String) {
         let address = self.here.listen(&format!("ucx://127.0.0.1:0 mode=load {PATIENT}"));
         let pair = Pair { backend: TCP, survivor: Survivor::Server, address };
-        pair.connect_in("load", &mut self.here, &mut self.other)
+        let mut loaded = Peer::start("loaded", TCP.env);
+        let (here, there) = pair.connect_in("load", &mut self.here, &mut loaded);
+        (loaded, here, there)
     }
 
     /// A process blocks the receive queue, and the worker is given up for it, the `nth` time.
@@ -238,16 +241,13 @@ fn looks_like_it() -> Outcome {
 /// A process whose worker was given up ends in order, with large bodies under way over tcp.
 fn ends_under_load() -> Outcome {
     let mut mixed = Mixed::new();
-    let (_, there) = mixed.load();
+    let (mut loaded, _, there) = mixed.load();
     mixed.block(1);
     std::thread::sleep(Duration::from_millis(300));
-    let Mixed { here, mut other, .. } = mixed;
-    here.quit();
-    let ended = other.expect_of("ended", &there);
+    mixed.here.quit();
+    let ended = loaded.expect_of("ended", &there);
     assert_eq!(ended.get("pending"), "");
     assert!(ended.number("rendezvous") > 0, "no rendezvous: {ended:?}");
-    other.check_balance();
-    other.quit();
     Ok(())
 }
 
@@ -257,7 +257,7 @@ fn many_times() -> Outcome {
     let mut mixed = Mixed::new();
     let address = mixed.address.clone();
     let mut connections = Vec::new();
-    let (first, _) = mixed.load();
+    let (_loaded, first, _) = mixed.load();
     mixed.block(1);
     for nth in 2..=KEPT + 1 {
         connections.push(mixed.connect(TCP, &address));

@@ -88,6 +88,16 @@ impl Core {
     pub(super) fn move_listeners(&mut self, from: WorkerId) {
         // Requests that wait are accepted: UCX 1.13 with assertions does not survive a rejection beside another worker.
         self.take_events();
+        if self
+            .listeners
+            .keys()
+            .iter()
+            .all(|key| self.listeners.get(*key).is_none_or(|listening| listening.cm().is_none()))
+        {
+            return;
+        }
+        // A worker takes milliseconds to make, in which nobody would listen.
+        let _ = self.io.worker();
         for key in self.listeners.keys() {
             let Some(listening) = self.listeners.get_mut(key).filter(|l| l.cm().is_some_and(|cm| cm.worker() == from))
             else {

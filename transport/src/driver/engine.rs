@@ -76,6 +76,8 @@ pub(crate) struct Engine {
     kept: Vec<EndpointId>,
     /// It was retired because its receive queue is blocked.
     blocked: bool,
+    /// What used it was ended to make room.
+    ending: bool,
     /// When its peers were asked for a sign of life over shared memory.
     asked: Option<Instant>,
     /// Times in a row that its descriptor was ready and nothing was found.
@@ -97,6 +99,7 @@ impl Engine {
             doubt: None,
             kept: Vec::new(),
             blocked: false,
+            ending: false,
             asked: None,
             useless_edges: 0,
             heard: 0,
@@ -373,13 +376,12 @@ impl Core {
     #[cold]
     fn retire(&mut self, blocked: bool) {
         // One that is stuck goes at once.
-        if blocked && self.io.retired.len() >= MAX_RETIRED {
+        if blocked && self.io.retired.iter().filter(|engine| !engine.ending).count() >= MAX_RETIRED {
             self.end_one_retired();
         }
         let Some(id) = self.io.retire() else { return };
         if let (true, Some(engine)) = (blocked, self.io.retired.last_mut()) {
             engine.blocked = true;
-            self.io.shared.counters.ucx_blocked_workers.add(1);
             tracing::warn!(
                 dispatcher = self.io.shared.id,
                 "nothing comes out of the shared-memory receive queue since a connection over it has broken: its process may have \
@@ -393,13 +395,15 @@ impl Core {
                 self.opening_step(key, |opening, core, io| opening.on_retired(core, io));
             }
         }
+        // Who reads it finds everything in its place.
+        self.io.shared.counters.ucx_blocked_workers.add(u64::from(blocked));
     }
 
     /// Ends the retired worker that the fewest connections use.
     #[cold]
     fn end_one_retired(&mut self) {
         let users = |id| self.conns.values().filter(|conn| conn.worker() == Some(id)).count();
-        let ids = self.io.retired.iter().map(|engine| engine.worker.id());
+        let ids = self.io.retired.iter().filter(|engine| !engine.ending).map(|engine| engine.worker.id());
         let Some(id) = ids.min_by_key(|id| users(*id)) else { return };
         for key in self.conns.keys() {
             if self.conns.get(key).is_some_and(|conn| conn.worker() == Some(id)) {
@@ -407,9 +411,9 @@ impl Core {
                 self.end(key, Error::new(ErrorKind::Reset, text));
             }
         }
-        if let Some(at) = self.io.retired.iter().position(|engine| engine.worker.id() == id) {
-            let engine = self.io.retired.remove(at);
-            engine.shutdown(&self.io.poller, &mut self.io.sources, self.io.now);
+        // It goes when their endpoints are closed, which takes a moment: its sockets may have much to say still.
+        if let Some(engine) = self.io.engine(id) {
+            engine.ending = true;
         }
     }
 

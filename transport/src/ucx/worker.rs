@@ -35,7 +35,7 @@ use crate::error::{Error, ErrorKind};
 pub(super) const AM_ID: u32 = 0;
 
 /// How long a worker that ends waits for endpoints over tcp whose peers do not read, before it resets their sockets.
-const PATIENCE: Duration = Duration::from_millis(50);
+const PATIENCE: Duration = Duration::from_millis(250);
 
 /// What may be outstanding when sockets are reset ends within microseconds; the end of a worker waits at least this long for it.
 const RESET_GRACE: Duration = Duration::from_millis(100);
