@@ -8,7 +8,7 @@ mod reading;
 mod sockets;
 mod writing;
 
-use std::{net, os::unix, sync::Arc};
+use std::{net, os::fd::AsFd, os::unix, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
 
@@ -20,6 +20,16 @@ use crate::{
 };
 
 const LIMITS: ReadLimits = ReadLimits { max_head: 64 << 10, max_message: 8 << 20 };
+
+/// Ends the peer's side, and waits until that is seen at ours: a test beside this one may just start a process, which then holds
+/// a copy of every descriptor for a moment.
+fn hang_up(theirs: impl AsFd, ours: &Stream) {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    drop(theirs);
+    let mut fds = [PollFd::new(ours, PollFlags::RDHUP)];
+    let patience = Timespec { tv_sec: 20, tv_nsec: 0 };
+    assert_eq!(poll(&mut fds, Some(&patience)).unwrap(), 1, "nobody sees the peer's end");
+}
 
 /// A non-blocking stream of ours and the peer's blocking end.
 fn unix_pair() -> (Stream, unix::net::UnixStream) {

@@ -25,7 +25,7 @@ fn receive(
         assert_eq!(pump(&mut reader, &ours, &mut scratch, budget, sink)?, ReadEnd::Drained);
     }
     assert_eq!(reader.pending_capacity(), 0, "an idle reader holds no buffer");
-    drop(theirs);
+    hang_up(theirs, &ours);
     reader.expect_end();
     pump(&mut reader, &ours, &mut scratch, budget, sink)
 }
@@ -95,7 +95,7 @@ fn eof_inside_a_frame_is_told_from_a_clean_one() {
         for choice in [Choice::Bytes, Choice::Discard] {
             let (ours, mut theirs) = unix_pair();
             theirs.write_all(&whole[..cut]).unwrap();
-            drop(theirs);
+            hang_up(theirs, &ours);
             let mut reader = Reader::new(Mode::Native, LIMITS);
             reader.expect_end();
             let mut sink = Memory::new(move |_| choice);
@@ -253,7 +253,7 @@ fn bytes_read_by_the_negotiation_come_first() {
 fn a_reset_is_an_error_of_that_kind() {
     let (ours, theirs) = tcp_pair();
     socket2::SockRef::from(&theirs).set_linger(Some(std::time::Duration::ZERO)).unwrap();
-    drop(theirs);
+    hang_up(theirs, &ours);
     let mut reader = Reader::new(Mode::Native, LIMITS);
     let mut sink = Memory::new(|_| Choice::Bytes);
     let error = pump(&mut reader, &ours, &mut [0; 64], usize::MAX, &mut sink).unwrap_err();

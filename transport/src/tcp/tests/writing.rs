@@ -211,7 +211,7 @@ fn a_foreign_frame_goes_out_bare() {
 fn a_peer_that_is_gone_is_an_error_and_no_signal() {
     for size in [10, 2000, 100_000] {
         let (ours, theirs) = unix_pair();
-        drop(theirs);
+        hang_up(theirs, &ours);
         let mut writer = writer();
         let error = writer.send_now(&ours, &[0; 16], vec![0; size].into(), Body::Empty).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Reset);
