@@ -7,6 +7,8 @@
 #![allow(unreachable_pub, reason = "nothing is reachable from outside a test binary")]
 
 mod bed;
+#[path = "../util/block_on.rs"]
+mod block_on;
 mod cases;
 #[path = "../util/counters.rs"]
 mod counters;

@@ -8,12 +8,13 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll, Wake, Waker},
-    thread::Thread,
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use ucrpc::transport::{Body, Connection, Frame, Sender};
+
+pub(crate) use crate::block_on::{Unpark, block_on};
 
 /// A small generator of pseudo-random numbers (xorshift), so that a failure can be repeated.
 pub struct Rng(u64);
@@ -100,26 +101,6 @@ pub fn exchange(from: &Sender, to: &mut Connection, head: Bytes, body: impl Into
     };
     block_on(from.send_wait(Frame::new(head, body))).expect("send");
     assert_eq!(Sum::of_frame(to.recv_blocking().expect("receive")), expected);
-}
-
-struct Unpark(Thread);
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
-    }
-}
-
-/// Blocks this thread, which is no dispatcher's, on a future.
-pub fn block_on<F: Future>(future: F) -> F::Output {
-    let waker = Arc::new(Unpark(std::thread::current())).into();
-    let mut future = pin!(future);
-    loop {
-        if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
-            return output;
-        }
-        std::thread::park();
-    }
 }
 
 /// As [`block_on`], but `None` when `patience` is over. The future is dropped then.

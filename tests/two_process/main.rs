@@ -6,6 +6,8 @@
 //!
 //! `cargo test --test two_process -- kill` runs the tests with `kill` in their names; the detection times are printed at the end.
 
+#[path = "../util/block_on.rs"]
+mod block_on;
 mod connect;
 #[path = "../util/counters.rs"]
 mod counters;

@@ -7,7 +7,6 @@ mod perish;
 use std::{
     collections::HashMap,
     fmt::Display,
-    future::Future,
     io::BufRead,
     process::ExitCode,
     str::FromStr,
@@ -23,7 +22,7 @@ use ucrpc::transport::{
     ListenConfig, RecvPlan, Sender,
 };
 
-use crate::process::now_us;
+use crate::{block_on::block_on, process::now_us};
 
 /// Prints one report in one piece.
 fn report(name: &str, fields: &[(&str, &dyn Display)]) {
@@ -37,24 +36,6 @@ fn report(name: &str, fields: &[(&str, &dyn Display)]) {
     let mut out = std::io::stdout().lock();
     // The parent may be gone, and then nobody misses it.
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-}
-
-/// Blocks this thread on a future.
-fn block_on<F: Future>(future: F) -> F::Output {
-    struct Unpark(std::thread::Thread);
-    impl std::task::Wake for Unpark {
-        fn wake(self: Arc<Self>) {
-            self.0.unpark();
-        }
-    }
-    let waker = Arc::new(Unpark(std::thread::current())).into();
-    let mut future = std::pin::pin!(future);
-    loop {
-        if let std::task::Poll::Ready(output) = future.as_mut().poll(&mut std::task::Context::from_waker(&waker)) {
-            return output;
-        }
-        std::thread::park();
-    }
 }
 
 /// A command: its verb, an address or other first word, and `key=value` options.

@@ -13,8 +13,8 @@ use std::{
 use bytes::Bytes;
 use ucrpc::transport::{Body, Connection, Error, Frame, Result, SendError, Sender, Sent};
 
-use super::{block_on, report};
-use crate::process::now_us;
+use super::report;
+use crate::{block_on::block_on, process::now_us};
 
 /// How long operations that are pending when the connection ends may take to end as well.
 const PENDING: Duration = Duration::from_secs(2);

@@ -3,21 +3,28 @@
 //! Each case runs in a process of its own, because UCX reads its settings once per process and a misuse of it aborts.
 //! `UCRPC_CHILD=ucx-cm-tcp/echo target/debug/deps/cm-*` runs one case in this process, for a debugger.
 
-#[path = "util/retry.rs"]
+mod bed;
+#[path = "../util/block_on.rs"]
+mod block_on;
+#[path = "../util/retry.rs"]
 mod retry;
 
 use std::{
-    io::{BufRead, BufReader, Write},
-    process::{Child, Command, ExitCode, Stdio},
+    io::Write,
+    process::{Command, ExitCode},
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use libtest_mimic::{Arguments, Failed};
 use ucrpc::transport::{
-    Address, Connection, ConnectionConfig, Dispatcher, DispatcherConfig, ErrorKind, Frame, ListenConfig, Listener,
-    LocalDispatcher, SendError, Transport,
+    Address, ConnectionConfig, DispatcherConfig, ErrorKind, Frame, ListenConfig, LocalDispatcher, SendError,
     framing::{Cut, Detect, Framer},
+};
+
+use crate::{
+    bed::{Bed, Peer, any_port, at_rest, dispatcher, exchange, peer, random_bytes},
+    block_on::block_on,
 };
 
 const CHILD: &str = "UCRPC_CHILD";
@@ -85,111 +92,6 @@ fn child(name: &str) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// A server's and a client's dispatcher.
-struct Bed {
-    server: Dispatcher,
-    client: Dispatcher,
-}
-
-fn dispatcher(name: &str) -> Dispatcher {
-    Dispatcher::spawn(DispatcherConfig { name: name.to_owned(), ..DispatcherConfig::default() }).unwrap()
-}
-
-impl Bed {
-    fn new() -> Self {
-        Self { server: dispatcher("server"), client: dispatcher("client") }
-    }
-
-    fn listen(&self, config: ListenConfig) -> Listener {
-        self.server.listen(&any_port(), config).unwrap()
-    }
-
-    fn pair(&self) -> (Connection, Connection) {
-        self.pair_with(ConnectionConfig::default(), ConnectionConfig::default())
-    }
-
-    fn pair_with(&self, client: ConnectionConfig, server: ConnectionConfig) -> (Connection, Connection) {
-        let mut listener = self.listen(ListenConfig { connection: server, ..ListenConfig::default() });
-        self.pair_on(&mut listener, client)
-    }
-
-    fn pair_on(&self, listener: &mut Listener, client: ConnectionConfig) -> (Connection, Connection) {
-        let client = self.client.connect(listener.local_address(), client).blocking().unwrap();
-        let server = listener.accept_blocking().unwrap();
-        for end in [&client, &server] {
-            let transport = end.transport().unwrap();
-            assert!(matches!(transport, Transport::Ucx(lanes) if lanes.contains("cm")), "{transport}");
-            assert!(end.info().unwrap().peer.is_some_and(|peer| peer.ip().is_loopback()));
-        }
-        (client, server)
-    }
-
-    /// Everything is back at zero, and no wake-up was lost.
-    fn finish(self) {
-        for dispatcher in [&self.server, &self.client] {
-            at_rest(dispatcher);
-            assert_eq!(dispatcher.stats().wake_detector_hits, 0, "a wake-up was lost");
-        }
-        self.server.shutdown();
-        self.client.shutdown();
-    }
-}
-
-fn at_rest(dispatcher: &Dispatcher) {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    loop {
-        let (stats, pool) = (dispatcher.stats(), dispatcher.pool().stats());
-        let left = stats.connections
-            + stats.handshakes
-            + stats.listeners
-            + stats.ucx_inflight
-            + stats.ucx_held
-            + stats.ucx_endpoints
-            + stats.timers
-            + pool.receive_in_use
-            + pool.send_in_use;
-        if left == 0 {
-            break;
-        }
-        assert!(Instant::now() < deadline, "{} does not come to rest: {stats:#?} {pool:?}", dispatcher.name());
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-fn any_port() -> Address {
-    "ucx+cm://127.0.0.1:0".parse().unwrap()
-}
-
-fn block_on<F: Future>(future: F) -> F::Output {
-    struct Unpark(std::thread::Thread);
-    impl std::task::Wake for Unpark {
-        fn wake(self: std::sync::Arc<Self>) {
-            self.0.unpark();
-        }
-    }
-    let waker = std::sync::Arc::new(Unpark(std::thread::current())).into();
-    let mut future = std::pin::pin!(future);
-    loop {
-        if let std::task::Poll::Ready(output) = future.as_mut().poll(&mut std::task::Context::from_waker(&waker)) {
-            return output;
-        }
-        std::thread::park();
-    }
-}
-
-fn random_bytes(seed: u64, len: usize) -> Bytes {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut bytes = Vec::with_capacity(len + 8);
-    while bytes.len() < len {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend_from_slice(&state.to_le_bytes());
-    }
-    bytes.truncate(len);
-    bytes.into()
-}
-
 fn echo() {
     let bed = Bed::new();
     let (mut client, mut server) = bed.pair();
@@ -206,22 +108,6 @@ fn echo() {
 }
 
 /// Sends a frame; it arrives in one piece, because this wire does not know where a head ends.
-fn exchange(from: &Connection, to: &mut Connection, head: Bytes, body: impl Into<ucrpc::transport::Body>) {
-    let body = body.into();
-    let len = head.len() + body.len() as usize;
-    let sum = match &body {
-        ucrpc::transport::Body::Segments(segments) => {
-            segments.iter().fold(crc32c::crc32c(&head), |sum, s| crc32c::crc32c_append(sum, s))
-        }
-        ucrpc::transport::Body::Bytes(bytes) => crc32c::crc32c_append(crc32c::crc32c(&head), bytes),
-        _ => crc32c::crc32c(&head),
-    };
-    block_on(from.send_wait(Frame::new(head, body))).unwrap();
-    let got = to.recv_blocking().unwrap();
-    assert!(got.body.is_empty());
-    assert_eq!((got.head.len(), crc32c::crc32c(&got.head)), (len, sum));
-}
-
 fn sizes() {
     let bed = Bed::new();
     let config = ConnectionConfig { max_message: 256 << 20, ..ConnectionConfig::default() };
@@ -391,47 +277,6 @@ fn framer() {
     assert_eq!(bad_server.recv_blocking().unwrap().head.len(), 3, "others are not touched");
     drop((bad, bad_server, client, server, listener));
     bed.finish();
-}
-
-/// Another process that listens, accepts one connection and echoes.
-fn peer() {
-    let dispatcher = dispatcher("peer");
-    let mut listener = dispatcher.listen(&any_port(), ListenConfig::default()).unwrap();
-    println!("AT {}", listener.local_address());
-    let mut connection = listener.accept_blocking().unwrap();
-    while let Ok(frame) = connection.recv_blocking() {
-        let _ = connection.send(frame);
-    }
-}
-
-struct Peer {
-    child: Child,
-    address: Address,
-}
-
-impl Peer {
-    fn start() -> Self {
-        let name = std::env::var(CHILD).unwrap();
-        let backend = name.split_once('/').unwrap().0;
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        command.env(CHILD, format!("{backend}/peer")).stdout(Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let address = lines.map(|line| line.unwrap()).find_map(|line| line.strip_prefix("AT ").map(str::to_owned));
-        Self { child, address: address.unwrap().parse().unwrap() }
-    }
-
-    fn signal(&self, signal: rustix::process::Signal) {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, signal).unwrap();
-    }
-}
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 fn killed() {
