@@ -357,10 +357,7 @@ impl Sender {
     pub async fn close(&self) -> Result<()> {
         self.shared().want_close(CloseWish::Graceful);
         let end = self.closed().await;
-        match end.kind() {
-            ErrorKind::Closed | ErrorKind::PeerClosed => Ok(()),
-            _ => Err(end),
-        }
+        if end.kind().is_orderly() { Ok(()) } else { Err(end) }
     }
 
     /// Ends the connection now. Frames in the queue and on their way are lost; each pending operation ends with an error.

@@ -35,6 +35,11 @@ pub enum ErrorKind {
 }
 
 impl ErrorKind {
+    /// Whether one of the sides has closed the connection, and nothing has failed.
+    pub(crate) fn is_orderly(self) -> bool {
+        matches!(self, Self::Closed | Self::PeerClosed)
+    }
+
     /// A short lower-case phrase.
     pub const fn as_str(self) -> &'static str {
         match self {

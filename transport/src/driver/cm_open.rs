@@ -84,25 +84,20 @@ impl Core {
         Ok(shared)
     }
 
-    /// Listeners go to the worker for new connections. Clients that knock in between are refused.
+    /// The listeners of a retired worker go to the one for new connections. Clients that knock in between are refused. If there is
+    /// none, they stay: UCX's connection manager does not use shared memory.
     pub(super) fn move_listeners(&mut self, from: WorkerId) {
         // Requests that wait are accepted: UCX 1.13 with assertions does not survive a rejection beside another worker.
         self.take_events();
-        if self
-            .listeners
-            .keys()
-            .iter()
-            .all(|key| self.listeners.get(*key).is_none_or(|listening| listening.cm().is_none()))
-        {
+        let is_of = |listening: &Listening| listening.cm().is_some_and(|cm| cm.worker() == from);
+        let moving: Vec<Key> =
+            self.listeners.keys().into_iter().filter(|key| self.listeners.get(*key).is_some_and(is_of)).collect();
+        // A worker takes milliseconds to make, in which nobody would listen.
+        if moving.is_empty() || self.io.worker().is_err() {
             return;
         }
-        // A worker takes milliseconds to make, in which nobody would listen.
-        let _ = self.io.worker();
-        for key in self.listeners.keys() {
-            let Some(listening) = self.listeners.get_mut(key).filter(|l| l.cm().is_some_and(|cm| cm.worker() == from))
-            else {
-                continue;
-            };
+        for key in moving {
+            let Some(listening) = self.listeners.get_mut(key) else { continue };
             let ListenSocket::Cm(old) = std::mem::replace(&mut listening.socket, ListenSocket::Mem) else { continue };
             let at = old.addr();
             if let Some(engine) = self.io.engine(from) {

@@ -346,7 +346,7 @@ impl Core {
         if opening {
             counters.handshakes_failed.add(1);
         }
-        if !matches!(error.kind(), ErrorKind::Closed | ErrorKind::PeerClosed) && conn.core.shared.end().is_none() {
+        if !error.kind().is_orderly() && conn.core.shared.end().is_none() {
             counters.failed.add(1);
             tracing::info!(connection = ?key, %error, opening, "connection ended");
         }

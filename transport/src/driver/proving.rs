@@ -42,7 +42,11 @@ impl Opening {
             }
             (Role::Accept, Stage::Proving { terms, ep, .. }) if io.may_be_over_memory(*ep) => {
                 let terms = *terms;
-                self.give_up_ucx(io, terms, FallbackReason::Failed("the ucx worker has been replaced".into()))
+                self.give_up_ucx(
+                    io,
+                    terms,
+                    FallbackReason::Failed("the ucx worker was replaced meanwhile: connect again".into()),
+                )
             }
             _ => Ok(Step::Wait),
         }
@@ -159,7 +163,7 @@ pub(super) fn connect(
     number: Option<u16>,
 ) -> Result<EndpointId, NoEndpoint> {
     let failed = |reason: FallbackReason| Error::new(ErrorKind::NoUcx, reason.to_string());
-    let gone = || failed(FallbackReason::Failed("the ucx worker has ended".into()));
+    let gone = || failed(FallbackReason::Failed("the ucx worker has ended meanwhile: connect again".into()));
     let engine = engine.and_then(|id| io.engine(id)).ok_or_else(gone)?;
     let ep = engine.pairing.dial(&mut engine.worker, &info.worker_address, number)?;
     io.own_endpoint(ep, core.key);

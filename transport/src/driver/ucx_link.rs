@@ -364,7 +364,7 @@ impl Backend for UcxLink {
     }
 
     fn close(&mut self, core: &mut ConnCore, io: &mut Io) {
-        let orderly = core.shared.end().is_some_and(|e| matches!(e.kind(), ErrorKind::Closed | ErrorKind::PeerClosed));
+        let orderly = core.shared.end().is_some_and(|end| end.kind().is_orderly());
         let broken = if self.over_memory && !orderly { Broken::Perhaps } else { Broken::No };
         io.close_endpoint(self.ep, broken);
         if self.inflight > 0 || self.fetches > 0 {

@@ -34,7 +34,8 @@ use crate::error::{Error, ErrorKind};
 /// The one AM id. Unknown ids crash UCX (1.12 to 1.16), so everything goes by id 0 and our own header.
 pub(super) const AM_ID: u32 = 0;
 
-/// How long a worker that ends waits for endpoints over tcp whose peers do not read, before it resets their sockets.
+/// How long a worker that ends waits for endpoints over tcp whose peers do not read, before it resets their sockets. With 50 ms on a
+/// busy machine it did that to peers that read, and UCX 1.13.1 with assertions aborted some of them (`docs/decisions.md`).
 const PATIENCE: Duration = Duration::from_millis(250);
 
 /// What may be outstanding when sockets are reset ends within microseconds; the end of a worker waits at least this long for it.
@@ -286,13 +287,15 @@ impl Worker {
     /// or have died while doing so; or sends wait for room in a peer's queue.
     #[cold]
     pub(crate) fn has_unread(&mut self) -> bool {
+        // The first may find what was announced before, and the second what came meanwhile.
         const LOOKS: usize = 3;
+        // As often as a turn of the dispatcher lets UCX work, before it looks at other things.
         const MOST: usize = 64;
         for _ in 0..LOOKS {
             let _ = (0..MOST).find(|_| self.progress() == 0 || self.has_events());
             let core = self.core();
             // SAFETY: a live worker of this thread. That it is armed changes nothing for whoever arms it again before sleeping.
-            if unsafe { core.ucx.ucp_worker_arm(core.handle) } == ucs_status_t::UCS_OK {
+            if unsafe { core.ucx.ucp_worker_arm(core.handle) } != ucs_status_t::UCS_ERR_BUSY {
                 return false;
             }
         }
@@ -356,19 +359,23 @@ impl Worker {
         let operations = left.sends + left.fetches;
         operations > 0
             && left == (Counters { sends: left.sends, fetches: left.fetches, ..Counters::default() })
-            && self.core().listeners.borrow().is_empty()
+            && !self.listens()
     }
 
     /// Whether nothing is left but endpoints that wait to be closed, and operations of closed ones.
     pub(crate) fn only_closes(&self) -> bool {
         let left = Counters { dropped: 0, sends: 0, fetches: 0, ..self.inflight() };
-        left == (Counters { endpoints: self.core().closing.get(), ..Counters::default() })
-            && self.core().listeners.borrow().is_empty()
+        left == (Counters { endpoints: self.core().closing.get(), ..Counters::default() }) && !self.listens()
     }
 
-    /// Whether nothing is outstanding, and no endpoint open.
+    /// Whether nothing is outstanding, no endpoint open and nobody listens.
     pub(crate) fn is_unused(&self) -> bool {
-        Counters { dropped: 0, ..self.inflight() } == Counters::default()
+        Counters { dropped: 0, ..self.inflight() } == Counters::default() && !self.listens()
+    }
+
+    /// Whether it has listeners, or connection requests that wait.
+    pub(crate) fn listens(&self) -> bool {
+        !self.core().listeners.borrow().is_empty()
     }
 
     /// Whether some endpoints wait to be closed, and whether there is nothing else that uses the worker.
@@ -379,7 +386,7 @@ impl Worker {
             return None;
         }
         let endpoints = core.endpoints.borrow();
-        Some(OnlyClosing(endpoints.open() == endpoints.waiting() && core.listeners.borrow().is_empty()))
+        Some(OnlyClosing(endpoints.open() == endpoints.waiting() && !self.listens()))
     }
 
     /// What is outstanding.
