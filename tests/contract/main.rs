@@ -12,6 +12,8 @@ mod block_on;
 mod cases;
 #[path = "../util/counters.rs"]
 mod counters;
+#[path = "../util/frames.rs"]
+mod frames;
 #[path = "../util/retry.rs"]
 mod retry;
 mod tools;

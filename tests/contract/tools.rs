@@ -1,4 +1,4 @@
-//! What the cases share: random bytes that can be checked, futures that are polled by hand, counting what the process has.
+//! What the cases share: futures that are polled by hand, counting what the process has, and what `util/` has for all suites.
 
 use std::{
     future::Future,
@@ -14,82 +14,10 @@ use std::{
 use bytes::Bytes;
 use ucrpc::transport::{Body, Connection, Frame, Sender};
 
-pub(crate) use crate::block_on::{Unpark, block_on};
-
-/// A small generator of pseudo-random numbers (xorshift), so that a failure can be repeated.
-pub struct Rng(u64);
-
-impl Rng {
-    pub fn new(seed: u64) -> Self {
-        Self(seed.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
-    }
-
-    pub fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    /// A number below `end`.
-    pub fn below(&mut self, end: u64) -> u64 {
-        (self.next() >> 11) % end
-    }
-}
-
-/// Bytes that depend on a seed and are no repetition of a short pattern.
-pub fn random_bytes(seed: u64, len: usize) -> Bytes {
-    let mut rng = Rng::new(seed);
-    let mut bytes = vec![0; len];
-    let mut chunks = bytes.chunks_exact_mut(8);
-    for chunk in &mut chunks {
-        chunk.copy_from_slice(&rng.next().to_le_bytes());
-    }
-    let rest = chunks.into_remainder();
-    let last = rng.next().to_le_bytes();
-    rest.copy_from_slice(&last[..rest.len()]);
-    bytes.into()
-}
-
-/// The checksums of head and body, and their lengths.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Sum {
-    head: (usize, u32),
-    body: (usize, u32),
-}
-
-impl Sum {
-    pub fn of(head: &[u8], body: &[u8]) -> Self {
-        Self { head: (head.len(), crc32c::crc32c(head)), body: (body.len(), crc32c::crc32c(body)) }
-    }
-
-    /// The checksums of a received frame, whose body must be here.
-    pub fn of_frame(frame: Frame) -> Self {
-        let body = frame.body.into_bytes().expect("the body was received");
-        Self::of(&frame.head, &body)
-    }
-}
-
-/// The `number`-th frame of a sender: its head starts with both, everything else is random and follows from them.
-pub fn numbered(sender: u32, number: u32, head: usize, body: usize) -> Frame {
-    let seed = u64::from(sender) << 32 | u64::from(number);
-    let mut bytes = Vec::with_capacity(head.max(8));
-    bytes.extend_from_slice(&sender.to_le_bytes());
-    bytes.extend_from_slice(&number.to_le_bytes());
-    if head > 8 {
-        bytes.extend_from_slice(&random_bytes(!seed, head - 8));
-    }
-    Frame::new(bytes, random_bytes(seed, body))
-}
-
-/// Checks a [`numbered`] frame and returns its sender and number.
-pub fn check_numbered(frame: Frame) -> (u32, u32) {
-    let word = |at: usize| u32::from_le_bytes(frame.head[at..at + 4].try_into().expect("four bytes"));
-    let (sender, number) = (word(0), word(4));
-    let expected = numbered(sender, number, frame.head.len(), frame.body.len() as usize);
-    assert_eq!(Sum::of_frame(frame), Sum::of_frame(expected), "content of frame {number} of sender {sender}");
-    (sender, number)
-}
+pub(crate) use crate::{
+    block_on::{Unpark, block_on},
+    frames::{Rng, Sum, check_numbered, numbered, random_bytes, sizes_around},
+};
 
 /// Sends a frame and receives it on the other side.
 pub fn exchange(from: &Sender, to: &mut Connection, head: Bytes, body: impl Into<Body>) {

@@ -8,6 +8,8 @@
 
 mod around;
 mod bed;
+#[path = "../util/calls.rs"]
+mod calls;
 mod echo;
 mod ending;
 mod hostile;

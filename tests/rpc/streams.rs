@@ -10,6 +10,7 @@ use ucrpc::transport::spawn_local;
 use ucrpc::{CallContext, Channel, Code, Server, Status};
 
 use crate::bed::{Bed, Case};
+use crate::calls::check_stream;
 use crate::echo::{self, EchoClient, EchoRequest, EchoResponse, EchoServer, Service, Way};
 use crate::ending::eventually;
 use crate::unary::{bytes_of, request};
@@ -37,37 +38,7 @@ fn both_ways(bed: &Bed) {
         let server = bed.serve(server);
         let channel = bed.channel(&server).connect_lazy().unwrap();
         let client = EchoClient::new(channel.clone());
-        let open = client.chat(request(Bytes::from_static(b"hello"))).open_stream(StreamConfig::default());
-        let (response, mut stream) = channel.block_on(open).unwrap();
-        assert_eq!(response.payload, &b"hello"[..]);
-        // One after the other.
-        for i in 0..50 {
-            let got = channel.block_on(async {
-                stream.send(&request(bytes_of(i, i * 7))).await.unwrap();
-                stream.next().await.unwrap().unwrap()
-            });
-            assert_eq!(got.payload, bytes_of(i, i * 7));
-        }
-        // All at once, more than the window; messages of many frames among them.
-        let (mut reader, mut writer) = stream.into_bytes().split();
-        std::thread::scope(|scope| {
-            let sending = channel.clone();
-            scope.spawn(move || {
-                use prost::Message;
-                for i in 0..300 {
-                    let len = if i % 100 == 99 { 3 << 20 } else { i * 100 };
-                    let message = request(bytes_of(i, len)).encode_to_vec();
-                    sending.block_on(writer.send(message)).unwrap();
-                }
-                writer
-            });
-            for i in 0..300 {
-                use prost::Message;
-                let len = if i % 100 == 99 { 3 << 20 } else { i * 100 };
-                let got = channel.block_on(reader.next()).unwrap().unwrap();
-                assert!(EchoResponse::decode(got).unwrap().payload == bytes_of(i, len), "message {i}");
-            }
-        });
+        let reader = check_stream(&channel, &client);
         // Calls go beside streams.
         client.echo(request(bytes_of(1, 10))).blocking().unwrap();
         drop(reader);

@@ -1,4 +1,4 @@
-//! Real processes: negotiation, death, cut links, hostile peers, and connecting that fails.
+//! Real processes: negotiation, messages and calls, death, cut links, hostile peers, and connecting that fails.
 //!
 //! The test binary runs itself as the peers (`peer.rs`), which take commands on stdin and report on stdout. Cut links and
 //! unreachable addresses need network namespaces, so this suite needs root and `ip` (iproute2); without them those tests
@@ -8,12 +8,19 @@
 
 #[path = "../util/block_on.rs"]
 mod block_on;
+#[path = "../util/calls.rs"]
+mod calls;
 mod connect;
 #[path = "../util/counters.rs"]
 mod counters;
 mod cut;
 mod death;
+#[path = "../rpc/echo.rs"]
+#[allow(unreachable_pub, dead_code, reason = "the RPC suite's, which uses more of it")]
+mod echo;
 mod far;
+#[path = "../util/frames.rs"]
+mod frames;
 mod guests;
 mod halfway;
 mod hostile;
@@ -25,6 +32,7 @@ mod process;
 mod relay;
 #[path = "../util/retry.rs"]
 mod retry;
+mod suite;
 mod table;
 mod verbs;
 
@@ -64,6 +72,7 @@ fn main() -> ExitCode {
         trials.extend(hostile::trials());
         trials.extend(connect::trials());
         trials.extend(hosts::trials());
+        trials.extend(suite::trials());
     }
     let conclusion = libtest_mimic::run(&arguments, trials);
     if !arguments.list {

@@ -1,6 +1,8 @@
 //! The peer program: it takes commands on stdin, one a line, and reports on stdout.
 
+mod calls;
 mod late;
+mod messages;
 mod occupy;
 mod perish;
 
@@ -78,6 +80,7 @@ impl<'a> Words<'a> {
         config.max_head = self.get("max_head").unwrap_or(config.max_head);
         config.recv_window_frames = self.get("window_frames").unwrap_or(config.recv_window_frames);
         config.recv_window_bytes = self.get("window_bytes").unwrap_or(config.recv_window_bytes);
+        config.send_queue_bytes = self.get("queue_bytes").unwrap_or(config.send_queue_bytes);
         if self.mode() == "load" {
             // Some bodies are fetched by the application, so that fetches are under way when the peer goes.
             config.planner = Some(Arc::new(
@@ -106,6 +109,8 @@ struct Program {
     dispatcher: Dispatcher,
     next_id: AtomicU64,
     senders: Mutex<HashMap<u64, Sender>>,
+    serving: Mutex<Option<calls::Serving>>,
+    storm: Arc<calls::Storm>,
 }
 
 /// Runs the peer program until stdin ends or it is told to quit.
@@ -117,7 +122,13 @@ pub(crate) fn main() -> ExitCode {
         config.detector = Duration::from_millis(400);
     }
     let dispatcher = Dispatcher::spawn(config).expect("dispatcher");
-    let program = Arc::new(Program { dispatcher, next_id: AtomicU64::new(0), senders: Mutex::default() });
+    let program = Arc::new(Program {
+        dispatcher,
+        next_id: AtomicU64::new(0),
+        senders: Mutex::default(),
+        serving: Mutex::default(),
+        storm: Arc::default(),
+    });
     report("up", &[("pid", &std::process::id())]);
     for line in std::io::stdin().lock().lines().map_while(Result::ok) {
         let words = Words::parse(&line);
@@ -172,6 +183,13 @@ impl Program {
             "abort" => self.with(words, Sender::abort),
             "perish" => self.with(words, perish::perish),
             "bodies" => self.bodies(words),
+            "read" => messages::read(),
+            "serve" => self.serve(words),
+            "served" => self.served(),
+            "unserve" => self.unserve(),
+            "calls" => self.calls(words),
+            "storm" => self.storm(words),
+            "calm" => self.calm(),
             "fds" => self.limit_descriptors(words),
             "stats" => self.stats(),
             "balance" => self.balance(words),

@@ -11,6 +11,7 @@ use libtest_mimic::Trial;
 use crate::{
     Outcome, far,
     process::{Env, Line, Peer, now_us},
+    suite,
 };
 
 /// UCX notices a lost peer in 2 s over RC and 3.5 s over UD (our defaults for Soft-RoCE), idle one keepalive interval later; and a
@@ -48,8 +49,23 @@ pub(crate) fn on_own() -> (&'static str, &'static str) {
     ("UCX_NET_DEVICES", if far::two_guests() { "rxe0:1" } else { "rxe1:1" })
 }
 
+/// Where the suites' trials run: from one end of the link to the other.
+fn path(backend: &Verbs) -> suite::Path {
+    suite::Path {
+        name: backend.name,
+        listen: format!("ucx://{SERVER}"),
+        server: vec![backend.tls, ON_RXE0],
+        client: vec![backend.tls, on_own()],
+        over: backend.lane,
+        options: PATIENT,
+        noticed: NOTICED,
+        start_server,
+    }
+}
+
 pub(crate) fn trials() -> Vec<Trial> {
-    let mut trials = Vec::new();
+    let room = if far::two_guests() { "guests" } else { "verbs" };
+    let mut trials: Vec<_> = BACKENDS.iter().flat_map(|backend| suite::trials_over(room, &path(backend))).collect();
     let mut add = |name: String, run: Box<dyn Fn() -> Outcome + Send>| trials.push(crate::retry::trial(name, run));
     for backend in BACKENDS {
         for mode in ["idle", "load"] {

@@ -29,6 +29,21 @@ pub(crate) struct Args {
     /// A folder that the guests may write to, at the same path
     #[arg(long)]
     share: Option<String>,
+    /// Virtual CPUs of each guest; 2, or 1 where there are two guests
+    #[arg(long)]
+    cpus: Option<u8>,
+    /// Memory of each guest, MiB
+    #[arg(long, default_value_t = 1024)]
+    mem: u32,
+    /// The guests' Ethernet MTU; the RDMA MTU is the largest power of two that fits with RoCE's headers
+    #[arg(long, default_value_t = 4200)]
+    mtu: u16,
+    /// A variable that the command also gets, beside UCX_*, UCRPC_*, RUST* and the like (repeatable)
+    #[arg(long, value_name = "NAME")]
+    env: Vec<String>,
+    /// Shows the guests' consoles
+    #[arg(long)]
+    verbose: bool,
     /// auto, kvm or tcg (emulation)
     #[arg(long, default_value = "auto")]
     accel: String,
@@ -50,12 +65,20 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, String> {
         return Err(format!("a guest needs more than is here: {}", missing.join("; ")));
     }
     let mut command = Command::new(run::root().join("ci/rdma-vm.sh"));
-    command.args(["--nodes", &args.nodes.to_string(), "--timeout", &args.timeout.to_string(), "--accel", &args.accel]);
-    if let Some(share) = &args.share {
-        command.args(["--share", share]);
-    }
-    if let Some(node) = args.may_crash {
-        command.args(["--may-crash", &node.to_string()]);
+    let mut option = |name: &str, value: &dyn ToString| {
+        command.args([name, &value.to_string()]);
+    };
+    option("--nodes", &args.nodes);
+    option("--timeout", &args.timeout);
+    option("--accel", &args.accel);
+    option("--mem", &args.mem);
+    option("--mtu", &args.mtu);
+    args.cpus.iter().for_each(|cpus| option("--cpus", cpus));
+    args.share.iter().for_each(|folder| option("--share", folder));
+    args.may_crash.iter().for_each(|node| option("--may-crash", node));
+    args.env.iter().for_each(|name| option("--env", name));
+    if args.verbose {
+        command.arg("--verbose");
     }
     command.arg("--").args(&args.command);
     // It takes our place, so that signals reach it.

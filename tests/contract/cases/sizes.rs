@@ -8,7 +8,7 @@ use ucrpc::transport::{Body, ConnectionConfig, ErrorKind, Frame, Keepalive, Send
 use super::Case;
 use crate::{
     bed::Bed,
-    tools::{Rng, block_on, check_numbered, exchange, numbered, random_bytes},
+    tools::{Rng, block_on, check_numbered, exchange, numbered, random_bytes, sizes_around},
 };
 
 pub const CASES: &[Case] = &[
@@ -36,42 +36,9 @@ fn echo(bed: &Bed) {
     assert_eq!(server.recv_blocking().unwrap_err().kind(), ErrorKind::PeerClosed);
 }
 
-/// Where something changes inside: header sizes and inlined heads (32, 992), joining on the stack (512, 2048), copies
-/// (2048, 4096, 8192), direct reads (16 KiB), lookahead (32 KiB), rendezvous (32, 256 KiB), pool classes, the dispatcher's
-/// scratch buffer (256 KiB), a turn's budget (1 MiB), and UCX's own segments (8, 64 KiB).
-const THRESHOLDS: [usize; 18] = [
-    1,
-    16,
-    32,
-    64,
-    256,
-    512,
-    992,
-    1024,
-    2048,
-    4096,
-    8192,
-    16 << 10,
-    32 << 10,
-    64 << 10,
-    128 << 10,
-    256 << 10,
-    1 << 20,
-    8 << 20,
-];
-
-/// Each threshold with one byte around it, for a length and for the room that a header of 16 to 40 bytes leaves.
-fn around(largest: usize) -> Vec<usize> {
-    let near = |t: usize| [t - 1, t, t + 1, t.saturating_sub(16), t.saturating_sub(24), t.saturating_sub(40)];
-    let mut sizes: Vec<_> = THRESHOLDS.into_iter().filter(|t| *t <= largest).flat_map(near).collect();
-    sizes.sort_unstable();
-    sizes.dedup();
-    sizes
-}
-
 fn body_sizes(bed: &Bed) {
     let (mut client, mut server) = bed.pair(&ConnectionConfig::default());
-    for (i, len) in around(8 << 20).into_iter().enumerate() {
+    for (i, len) in sizes_around(8 << 20).into_iter().enumerate() {
         let body = random_bytes(i as u64, len);
         exchange(&client, &mut server, Bytes::new(), body.clone());
         exchange(&server.sender(), &mut client, Bytes::from_static(b"head"), body);
@@ -81,7 +48,7 @@ fn body_sizes(bed: &Bed) {
 fn head_sizes(bed: &Bed) {
     let config = ConnectionConfig { max_head: (1 << 20) + 1, ..ConnectionConfig::default() };
     let (mut client, mut server) = bed.pair(&config);
-    for (i, len) in around(1 << 20).into_iter().enumerate() {
+    for (i, len) in sizes_around(1 << 20).into_iter().enumerate() {
         let head = random_bytes(i as u64, len);
         exchange(&client, &mut server, head.clone(), Body::Empty);
         exchange(&server.sender(), &mut client, head.clone(), Bytes::from_static(b"x"));

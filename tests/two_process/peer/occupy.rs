@@ -13,7 +13,7 @@ use std::{
 use bytes::Bytes;
 use ucrpc::transport::{Body, Connection, Error, Frame, Result, SendError, Sender, Sent};
 
-use super::report;
+use super::{messages, report};
 use crate::{block_on::block_on, process::now_us};
 
 /// How long operations that are pending when the connection ends may take to end as well.
@@ -81,6 +81,9 @@ pub(super) fn run(id: u64, connection: Connection, mode: &str, forget: impl FnOn
         "load" => load(connection, &tally),
         "ping" => ping(id, connection, &tally),
         "flood" => flood(connection, &tally),
+        "sizes" => check(&tally, connection, move |connection| messages::sizes(id, connection)),
+        "deliver" => check(&tally, connection, move |connection| messages::deliver(id, connection)),
+        "collect" => check(&tally, connection, move |connection| messages::collect(id, connection)),
         // Nobody reads, but the connection stays until it ends.
         "deaf" => spawn(&tally, "deaf", {
             let sender = sender.clone();
@@ -136,6 +139,10 @@ fn spawn(tally: &Arc<Tally>, name: &'static str, work: impl FnOnce(&Tally) + Sen
         work(&tally);
         tally.add(name, -1);
     });
+}
+
+fn check(tally: &Arc<Tally>, mut connection: Connection, work: impl FnOnce(&mut Connection) + Send + 'static) {
+    spawn(tally, "check", move |_| work(&mut connection));
 }
 
 fn echo(mut connection: Connection, tally: &Tally) {
