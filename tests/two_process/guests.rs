@@ -24,6 +24,7 @@ use crate::{
 pub(crate) fn trials() -> Vec<Trial> {
     let mut trials = Vec::new();
     let mut add = |name: String, run: Box<dyn Fn() -> Outcome + Send>| trials.push(crate::retry::trial(name, run));
+    add("guests/chosen".to_owned(), Box::new(chosen));
     for backend in BACKENDS {
         add(format!("guests/bodies/{}", backend.name), Box::new(move || bodies(backend)));
         add(format!("guests/rpc/{}", backend.name), Box::new(move || rpc(backend)));
@@ -39,17 +40,40 @@ pub(crate) fn trials() -> Vec<Trial> {
 
 /// Bodies of a megabyte from here to there: by RDMA read over RC, by sends over UD, as the device here counts.
 fn bodies(backend: &Verbs) -> Outcome {
-    const COUNT: u64 = 16;
     let (mut server, address) = server(backend, "ucx", "idle");
     let mut client = Peer::start("client", &[backend.tls, on_own()]);
     let (id, _) = connect(backend, &mut client, &mut server, &address, "idle");
+    count_bodies(&mut client, &id, backend.name);
+    finish(client, server, &id);
+    Ok(())
+}
+
+/// Sends bodies over a connection, and checks how the device here counts them.
+fn count_bodies(client: &mut Peer, id: &str, over: &str) {
+    const COUNT: u64 = 16;
     let before = Counters::now();
     client.say(&format!("bodies {id} count={COUNT} size={}", 1 << 20));
-    let sent = client.expect_of("sent", &id);
+    let sent = client.expect_of("sent", id);
     assert_eq!(sent.number("ok"), COUNT, "{sent:?}");
     let counted = Counters::now().since(before);
-    println!("\nrdma: between two guests over {}: {COUNT} bodies of 1 MiB: {counted:?}", backend.name);
-    counted.check_megabytes(COUNT, backend.name == "ucx-rc");
+    println!("\nrdma: between two guests over {over}: {COUNT} bodies of 1 MiB: {counted:?}");
+    counted.check_megabytes(COUNT, over != "ucx-ud");
+}
+
+/// Neither side is told what to use, as by a user who has changed an address: they come to RC by themselves.
+fn chosen() -> Outcome {
+    let mut server = start_server(&[]);
+    let address = server.listen(&format!("auto://{SERVER}:0 mode=idle {PATIENT}"));
+    let mut client = Peer::start("client", &[]);
+    let opened = client.connect(&format!("{address} mode=idle {PATIENT}"));
+    let accepted = server.expect("accepted");
+    println!("nobody was told: {}, {}", opened.get("transport"), accepted.get("transport"));
+    for line in [&opened, &accepted] {
+        assert!(line.get("transport").contains("rc_verbs/rxe0"), "{line:?}");
+        assert_eq!(line.get("reason"), "none", "{line:?}");
+    }
+    let id = opened.get("id").to_owned();
+    count_bodies(&mut client, &id, opened.get("transport"));
     finish(client, server, &id);
     Ok(())
 }

@@ -353,7 +353,7 @@ fn link_down(backend: &Verbs) -> Outcome {
 fn removed_device(backend: &Verbs) -> Outcome {
     let (interface, device) = own();
     run("rdma", &format!("link delete {device}"));
-    let back = scopeguard(|| run("rdma", &format!("link add {device} type rxe netdev {interface}")));
+    let back = scopeguard(|| add_device(device, interface));
     let (server, address) = server(backend, "auto", "echo");
     let mut gone = Peer::start("client", &[backend.tls, on_own()]);
     let line = gone.connect(&format!("{address} mode=ping {SOON_GIVEN_UP}"));
@@ -372,11 +372,13 @@ fn removed_device(backend: &Verbs) -> Outcome {
 
 /// The device is taken away while a process uses it: rxe lets it go only when that process ends, and serves it until then.
 fn removed_in_use(backend: &Verbs) -> Outcome {
+    let (interface, device) = own();
+    // Whatever happens to this test, the next ones need the device. Dropped after the peers, which keep the old one.
+    let back = scopeguard(|| add_device(device, interface));
     let (mut server, address) = server(backend, "auto", "echo");
     let mut client = Peer::start("client", &[backend.tls, on_own()]);
     let (id, other) = connect(backend, &mut client, &mut server, &address, "ping");
     client.expect_of("echoed", &id);
-    let (interface, device) = own();
     let mut removal =
         Command::new("rdma").args(["link", "delete", device]).spawn().expect("these tests run in a guest");
     std::thread::sleep(Duration::from_secs(2));
@@ -396,8 +398,18 @@ fn removed_in_use(backend: &Verbs) -> Outcome {
     server.check_balance_within(20_000);
     server.quit();
     // And without a device, and with it again.
-    run("rdma", &format!("link add {device} type rxe netdev {interface}"));
+    drop(back);
     removed_device(backend)
+}
+
+/// Makes the device again, when the old one is gone.
+fn add_device(device: &str, interface: &str) {
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    let words = ["link", "add", device, "type", "rxe", "netdev", interface];
+    while !Command::new("rdma").args(words).output().expect("these tests run in a guest").status.success() {
+        assert!(std::time::Instant::now() < deadline, "{device} cannot be made again");
+        std::thread::sleep(Duration::from_millis(100));
+    }
 }
 
 /// Runs something when it goes out of scope.

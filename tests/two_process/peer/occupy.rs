@@ -98,8 +98,7 @@ pub(super) fn run(id: u64, connection: Connection, mode: &str, forget: impl FnOn
     let (end, at): (Error, u64) = ended.recv().expect("the thread sends before it ends");
     tally.stop.store(true, Ordering::Release);
     forget();
-    let guest = std::env::var("UCX_NET_DEVICES").is_ok_and(|devices| devices.starts_with("rxe"));
-    let deadline = Instant::now() + if guest { PENDING_IN_A_GUEST } else { PENDING };
+    let deadline = Instant::now() + if super::in_a_guest() { PENDING_IN_A_GUEST } else { PENDING };
     while !tally.left().is_empty() && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(1));
     }
