@@ -11,7 +11,10 @@ until (: <"$agent") 2>/dev/null; do
     [ $SECONDS -lt 150 ] || { echo "rdma: FAILED: the other guest has no agent"; exit 1; }
     sleep 0.3
 done
-before=$SECONDS
+# What RoCE sends over the link, whichever device it is: one is removed and made again on the way.
+tc qdisc add dev eth0 clsact && tc filter add dev eth0 egress protocol ip flower ip_proto udp dst_port 4791 action ok || exit
+carried() { tc -s filter show dev eth0 egress | sed -n 's/.*Sent [0-9]* bytes \([0-9]*\) pkt.*/\1/p'; }
+before=$SECONDS sent=$(carried)
 filter=${UCRPC_RDMA_FILTER:-}
 [ -z "${UCRPC_RDMA_SHORT:-}" ] || filter=guests/
 # shellcheck disable=SC2086
@@ -19,5 +22,7 @@ filter=${UCRPC_RDMA_FILTER:-}
 status=$?
 # The agent ends when it is asked for nothing; if all went well, its machine is no more.
 timeout 3 "$folder/two_process" far 2>/dev/null
-echo "rdma: between two guests: $([ $status = 0 ] && echo ok || echo FAILED) in $((SECONDS - before)) s"
+sent=$(($(carried) - sent))
+echo "rdma: between two guests: $([ $status = 0 ] && echo ok || echo FAILED) in $((SECONDS - before)) s; this one sent $sent RoCE packets over the link"
+if [ -z "${UCRPC_RDMA_FILTER:-}" ] && [ "$sent" -lt 500 ]; then echo "rdma: between two guests: FAILED: hardly a packet went over RDMA"; exit 1; fi
 exit $status

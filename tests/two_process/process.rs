@@ -230,7 +230,8 @@ impl Peer {
     fn fail(&self, text: &str) -> ! {
         // Its last words may still be on their way.
         std::thread::sleep(Duration::from_millis(100));
-        panic!("{} {text}; all that it said:\n{}", self.name, self.log())
+        // What it said follows when it is dropped.
+        panic!("{} {text}", self.name)
     }
 
     fn signal(&self, signal: Signal) {
@@ -321,6 +322,9 @@ impl Peer {
 
 impl Drop for Peer {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{} was asked and said:\n{}", self.name, self.log());
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
