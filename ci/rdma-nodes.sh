@@ -20,6 +20,8 @@ filter=${UCRPC_RDMA_FILTER:-}
 # shellcheck disable=SC2086
 "$folder/two_process" $filter
 status=$?
+# Whether it was the tests: the guests' link is QEMU's.
+[ $status = 0 ] || ping -c 3 -W 2 "$RDMA_VM_PEER_IP" >/run/ping || echo "rdma: between two guests: the link itself is dead, or the other guest: $(tail -n 2 /run/ping | head -n 1)"
 # The agent ends when it is asked for nothing; if all went well, its machine is no more.
 timeout 3 "$folder/two_process" far 2>/dev/null
 sent=$(($(carried) - sent))

@@ -353,6 +353,8 @@ start_node() { # NODE ACCEL
         sed -u "s/^/[$n] /" "$d.out" & cats+=($!)
         sed -u "s/^/[$n] /" "$d.err" >&2 & cats+=($!)
     fi
+    # event_idx=off: QEMU 7.2 can wait for ever for receive buffers that the guest has already added (docs/rdma.md).
+    local nic=event_idx=off,romfile=
     if [ "$nodes" = 2 ]; then
         if [ "$n" = 0 ]; then a=on; else a=off; fi
         link=(-netdev "stream,id=net0,server=$a,addr.type=unix,addr.path=link"
@@ -361,9 +363,9 @@ start_node() { # NODE ACCEL
         link=(-netdev "hubport,id=net0,hubid=0")
     fi
     [ "$net" != eth ] ||
-        link+=(-device "virtio-net-pci,netdev=net0,mac=52:54:00:77:00:0$((n + 1)),host_mtu=$mtu,romfile=")
+        link+=(-device "virtio-net-pci,netdev=net0,mac=52:54:00:77:00:0$((n + 1)),host_mtu=$mtu,$nic")
     # Second, so that it is eth1: for what must get through whatever happens to the link.
-    [ "$nodes" = 1 ] || link+=(-device "virtio-net-pci,netdev=net1,mac=52:54:00:78:00:0$((n + 1)),romfile=")
+    [ "$nodes" = 1 ] || link+=(-device "virtio-net-pci,netdev=net1,mac=52:54:00:78:00:0$((n + 1)),$nic")
     local q=(qemu-system-x86_64 -nodefaults -no-user-config -display none -no-reboot
         -name "rdma-vm-$n" -m "$mem" -smp "$cpus"
         -kernel "$image" -initrd "$initrd"
