@@ -88,19 +88,6 @@ pub(super) fn any_port() -> Address {
     "ucx+cm://127.0.0.1:0".parse().unwrap()
 }
 
-pub(super) fn random_bytes(seed: u64, len: usize) -> Bytes {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut bytes = Vec::with_capacity(len + 8);
-    while bytes.len() < len {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend_from_slice(&state.to_le_bytes());
-    }
-    bytes.truncate(len);
-    bytes.into()
-}
-
 pub(super) fn exchange(from: &Connection, to: &mut Connection, head: Bytes, body: impl Into<ucrpc::transport::Body>) {
     let body = body.into();
     let len = head.len() + body.len() as usize;

@@ -6,6 +6,9 @@
 mod bed;
 #[path = "../util/block_on.rs"]
 mod block_on;
+#[path = "../util/frames.rs"]
+#[allow(dead_code, reason = "other suites use more of it")]
+mod frames;
 #[path = "../util/retry.rs"]
 mod retry;
 
@@ -23,8 +26,9 @@ use ucrpc::transport::{
 };
 
 use crate::{
-    bed::{Bed, Peer, any_port, at_rest, dispatcher, exchange, peer, random_bytes},
+    bed::{Bed, Peer, any_port, at_rest, dispatcher, exchange, peer},
     block_on::block_on,
+    frames::random_bytes,
 };
 
 const CHILD: &str = "UCRPC_CHILD";
